@@ -1,0 +1,197 @@
+"""Every file written: complete or not there, hashed, described by a sidecar.
+
+A model `x.onnx` has its sidecar `x.onnx.json` beside it. Both are written under temporary names
+in the same directory and get their final names by atomic renames, after all checks have passed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import msgspec
+
+from rest_deploy.contracts import ModelMetadata, Struct
+from rest_deploy.errors import ArtifactError, InputError, OutputError
+
+SIDECAR_SUFFIX = ".json"
+TEMPORARY_PREFIX = ".rest-deploy-"
+WORKSPACE_VARIABLE = "REST_DEPLOY_WORKSPACE"
+DEFAULT_WORKSPACE = "build"
+
+
+class Parity(Struct):
+    """Outcome of a comparison with the reference, as stored in a sidecar."""
+
+    reference: str
+    relative_error: float
+    max_abs_error: float
+    agreement: float
+    bound: float
+    cases: tuple[str, ...]
+
+
+class Sidecar(Struct):
+    """The JSON beside an artifact: what it is, what it was made of, what was proven."""
+
+    schema: Literal[1]
+    kind: Literal["onnx"]
+    file: str
+    sha256: str
+    size_bytes: int
+    metadata: ModelMetadata
+    parity: Parity | None
+    passes: dict[str, int]
+    command: str
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON of a struct or of plain values, keys in their defined order."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
+
+
+def workspace(option: Path | None) -> Path:
+    """The folder for artifacts: `--workspace`, else $REST_DEPLOY_WORKSPACE, else ./build."""
+    return option or Path(os.environ.get(WORKSPACE_VARIABLE) or DEFAULT_WORKSPACE)
+
+
+def newest(directory: Path, suffix: str) -> Path:
+    """The artifact of that suffix written last in `directory` (by its sidecar's time).
+
+    Raises `InputError` when there is none.
+    """
+    found = [
+        path
+        for path in directory.glob(f"*{suffix}")
+        if not path.name.startswith(TEMPORARY_PREFIX) and sidecar_path(path).is_file()
+    ]
+    if not found:
+        raise InputError(
+            f"no exported model in the workspace {directory}/",
+            hint="rest-deploy export --variant lite",
+        )
+    return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+def sidecar_path(artifact: Path) -> Path:
+    return artifact.with_name(artifact.name + SIDECAR_SUFFIX)
+
+
+def read_sidecar(artifact: Path, *, check_hash: bool = True) -> Sidecar | None:
+    """The sidecar of `artifact`, or None when it has none.
+
+    Raises `ArtifactError` when it is malformed or describes other bytes than those beside it.
+    """
+    path = sidecar_path(artifact)
+    if not path.is_file():
+        return None
+    try:
+        sidecar = msgspec.json.decode(path.read_bytes(), type=Sidecar)
+    except (msgspec.DecodeError, OSError) as error:
+        raise ArtifactError(
+            f"the sidecar {path} is damaged: {error}", hint="export the model again"
+        ) from error
+    if check_hash and (actual := sha256_file(artifact)) != sidecar.sha256:
+        raise ArtifactError(
+            f"{artifact} has sha256 {actual[:12]}, its sidecar describes {sidecar.sha256[:12]}: "
+            "one of the two was replaced",
+            hint=f"export the model again, or delete {path.name} if the model is the one you want",
+        )
+    return sidecar
+
+
+@contextlib.contextmanager
+def staging(directory: Path) -> Iterator[Path]:
+    """A temporary folder inside `directory` (same file system), removed on the way out.
+
+    Leftovers of killed runs are swept first. Raises `OutputError` when nothing can be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _sweep(directory)
+        folder = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-", dir=directory))
+    except OSError as error:
+        raise output_error(directory, error) from error
+    try:
+        yield folder
+    except OSError as error:
+        raise output_error(directory, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(staged: Path, target: Path, sidecar: Sidecar) -> None:
+    """Give a checked artifact and its sidecar their names, replacing older ones atomically."""
+    staged_sidecar = staged.with_name(staged.name + SIDECAR_SUFFIX)
+    staged_sidecar.write_text(to_json(sidecar), encoding="utf-8")
+    for path in (staged, staged_sidecar):
+        with path.open("rb+") as stream:
+            os.fsync(stream.fileno())
+    with _uninterrupted():
+        os.replace(staged, target)
+        os.replace(staged_sidecar, sidecar_path(target))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file atomically. Raises `OutputError`."""
+    with staging(path.parent) as folder:
+        staged = folder / path.name
+        staged.write_text(text, encoding="utf-8")
+        os.replace(staged, path)
+
+
+def output_error(directory: Path, error: OSError) -> OutputError:
+    """Translate the operating system's refusal into what to do about it."""
+    reason = error.strerror or str(error)
+    hint = "choose another place with --output-dir or --workspace"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = f"free space there, or {hint}"
+    return OutputError(f"cannot write into {directory}: {reason}; nothing was changed", hint=hint)
+
+
+def _sweep(directory: Path) -> None:
+    """Remove staging folders whose process is gone: a killed run cannot clean up after itself."""
+    for folder in directory.glob(f"{TEMPORARY_PREFIX}*"):
+        try:
+            os.kill(int(folder.name.removeprefix(TEMPORARY_PREFIX).split("-")[0]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except (OSError, ValueError):
+            continue  # the process lives and belongs to somebody else, or the folder is not ours
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back for the two renames of one artifact."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        pending.append(number)
+
+    before = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in pending:
+            os.kill(os.getpid(), number)

@@ -1,0 +1,181 @@
+"""Values that cross stages: frozen, typed, validated when they are read from a file.
+
+They are msgspec structs because every one of them is also stored as TOML or JSON;
+unknown fields and wrong types are refused with the path of the offending field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+import msgspec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+PositionEncoding = Literal["pa", "gl", "none"]
+InstanceNormForm = Literal["folded", "native", "decomposed"]
+WeightsKind = Literal["checkpoint", "fresh"]
+
+SMALLEST_SIDE = 32
+"""Smallest input height and width in pixels: stage 4 then has one token."""
+
+
+class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all stored values."""
+
+
+class Architecture(Struct):
+    """The dimensions of a ResT (v1). Every tuple has one entry per stage.
+
+    `head_mix` is EMSA's 1x1 convolution over the heads before the softmax,
+    `attention_norm` the InstanceNorm after it; both exist only where heads > 1.
+    """
+
+    family: Literal["rest"]
+    dims: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    heads: tuple[int, int, int, int]
+    sr_ratios: tuple[int, int, int, int]
+    mlp_ratio: int = 4
+    qkv_bias: bool = True
+    position_encoding: PositionEncoding = "pa"
+    head_mix: bool = True
+    attention_norm: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("dims", "depths", "heads", "sr_ratios"):
+            values = getattr(self, name)
+            if min(values) < 1:
+                raise ValueError(f"{name} must be positive, got {list(values)}")
+        for dim, heads in zip(self.dims, self.heads, strict=True):
+            if dim % heads:
+                raise ValueError(f"dims must be multiples of heads, got {dim} for {heads} heads")
+        if self.dims[0] % 2:
+            raise ValueError(f"dims[0] must be even (the stem has half of it), got {self.dims[0]}")
+        if self.attention_norm and not self.head_mix:
+            raise ValueError("attention_norm needs head_mix: EMSA has both, the mix alone, or none")
+
+
+class Head(Struct):
+    """The classifier. `num_classes` 0: no head, the model returns the pooled embedding."""
+
+    num_classes: int
+    labels: str = ""
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes must be >= 0, got {self.num_classes}")
+
+
+class Preprocessing(Struct):
+    """From a photo to the tensor the model was trained on.
+
+    The shorter side is resized to `resize` pixels (antialiased), the centre `crop` x `crop`
+    is taken, values 0..1 are normalized by `mean` and `std` (RGB order).
+    """
+
+    resize: int
+    crop: int
+    interpolation: Literal["bicubic", "bilinear"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if not SMALLEST_SIDE <= self.crop <= self.resize:
+            raise ValueError(
+                f"expected {SMALLEST_SIDE} <= crop <= resize, "
+                f"got crop {self.crop}, resize {self.resize}"
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {list(self.std)}")
+
+
+class ParityBounds(Struct):
+    """Largest relative L2 error of float32 logits against the float64 reference."""
+
+    relative_error: float
+    relative_error_fresh: float
+
+
+class Published(Struct):
+    """What the authors published, with the place."""
+
+    top1: float
+    parameters_m: float
+    gflops: float
+    images_per_second_v100: float
+    size: int
+    source: str
+
+
+class ModelCard(Struct):
+    """One file of models/: everything that tells one variant from another."""
+
+    schema: Literal[1]
+    name: str
+    variant: str
+    architecture: Architecture
+    head: Head
+    preprocessing: Preprocessing
+    parity: ParityBounds
+    published: Published | None = None
+
+
+class Weights(Struct):
+    """Where the weights of an artifact come from.
+
+    `sha256` is the hash of the checkpoint file (empty for fresh weights); `state_sha256`
+    the hash of names, shapes and float32 values, whatever file they travelled in.
+    """
+
+    kind: WeightsKind
+    state_sha256: str
+    sha256: str = ""
+    path: str = ""
+    key: str = ""
+    seed: int = 0
+
+
+class ModelMetadata(Struct):
+    """What a model file says of itself; stored inside the ONNX and in its sidecar."""
+
+    schema: Literal[1]
+    variant: str
+    card: ModelCard
+    num_classes: int
+    labels: tuple[str, ...]
+    input_name: str
+    output_name: str
+    instance_norm: InstanceNormForm
+    opset: int
+    weights: Weights
+    tools: dict[str, str]
+
+
+class TensorSpec(Struct):
+    """A graph input or output. A dynamic axis is its name, e.g. ("batch", 3, "height", "width")."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """One loaded engine of one backend. `infer` may be called from several threads at once."""
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend and of the device part that really runs, e.g. "onnxruntime/CPU"."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    def infer(self, feeds: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, npt.NDArray[np.generic]]:
+        """Run once. Arrays in, arrays out, by name; shapes have been checked by the caller."""

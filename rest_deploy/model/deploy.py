@@ -1,0 +1,291 @@
+"""Exact rewrites: the reference module -> a module with the same function and less to do.
+
+Each rewrite is an identity of real arithmetic, proven in float64 by tests/model/test_deploy.py.
+Weights are folded in float64 and rounded once. The order of `REWRITES` matters:
+the attention is first replaced by one with separate k and v, which the others then simplify.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from rest_deploy.contracts import InstanceNormForm
+from rest_deploy.errors import InvariantError
+from rest_deploy.model.rest import (
+    INSTANCE_NORM_EPS,
+    EfficientAttention,
+    MapNorm,
+    PatchEmbedding,
+    ResT,
+    Stem,
+)
+
+
+class Scores(nn.Module):
+    """q k^T; the scale is in q's weights."""
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:  # (B, h, N, d), (B, h, d, M) -> (B, h, N, M)
+        return q @ k
+
+
+class Context(nn.Module):
+    """The attention map (or its centred form) times v."""
+
+    def forward(self, p: Tensor, v: Tensor) -> Tensor:  # (B, h, N, M), (B, h, M, d) -> (B, h, N, d)
+        return p @ v
+
+
+class PlainMap(nn.Module):
+    """Attention without InstanceNorm (one head, or the ablation)."""
+
+    def forward(self, p: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return p, v
+
+
+class DecomposedNorm(nn.Module):
+    """InstanceNorm of the map by its definition, in elementary operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map_norm = MapNorm()
+
+    def forward(self, p: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return self.map_norm(p), v
+
+
+class NativeNorm(nn.Module):
+    """InstanceNorm of the map as the ONNX operator InstanceNormalization."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(heads))
+        self.register_buffer("bias", torch.zeros(heads))
+
+    def forward(self, p: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if not torch.onnx.is_in_onnx_export():
+            return torch.instance_norm(
+                p, self.weight, self.bias, None, None, True, 0.0, INSTANCE_NORM_EPS, False
+            ), v
+        normed = torch.onnx.ops.symbolic(
+            "InstanceNormalization",
+            (p, self.weight, self.bias),
+            {"epsilon": INSTANCE_NORM_EPS},
+            dtype=p.dtype,
+            shape=p.shape,
+        )
+        return normed, v
+
+
+class FoldedNorm(nn.Module):
+    """InstanceNorm moved to v: with M keys, D = P - 1/M and r = rsqrt(mean(D^2) + eps),
+    IN(P) @ v = D @ (v * r).
+
+    A softmax row sums to 1, so the mean of the N x M map is exactly 1/M and needs no reduction;
+    r is one number per (image, head), and v is the small operand. Derivation and measured
+    errors: docs/instance-norm.md. mean(P^2) - 1/M^2 would cancel: never write it so.
+    """
+
+    def forward(self, p: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        centred = p - 1.0 / p.shape[-1]  # (B, h, N, M)
+        variance = centred.square().mean(dim=(-2, -1), keepdim=True)  # (B, h, 1, 1)
+        return centred, v * torch.rsqrt(variance + INSTANCE_NORM_EPS)
+
+
+class DeployAttention(nn.Module):
+    """EMSA with q, k and v apart, for export. Same interface as the reference's."""
+
+    def __init__(self, source: EfficientAttention) -> None:
+        super().__init__()
+        dim = source.q.in_features
+        self.heads = source.heads
+        self.scale = source.scale
+        self.q, self.proj = source.q, source.proj
+        self.k, self.v = (_half(source.kv, part, dim) for part in (0, 1))
+        self.sr, self.sr_norm = source.sr, source.sr_norm
+        self.scores, self.context = Scores(), Context()
+        self.transform_conv = source.transform_conv
+        self.norm: nn.Module = DecomposedNorm() if source.transform_norm else PlainMap()
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:  # (B, N, C) -> (B, N, C)
+        b, n, c = x.shape
+        h, d = self.heads, c // self.heads
+        source = x
+        if self.sr is not None and self.sr_norm is not None:
+            grid = x.transpose(1, 2).reshape(b, c, height, width)  # (B, C, H, W)
+            source = self.sr_norm(self.sr(grid).flatten(2).transpose(1, 2))  # (B, M, C)
+        q, k, v = self.q(x), self.k(source), self.v(source)
+        if h == 1:  # nothing to transpose
+            q, k, v = q.unsqueeze(1), k.unsqueeze(1).transpose(2, 3), v.unsqueeze(1)
+        else:
+            q = q.reshape(b, n, h, d).transpose(1, 2)  # (B, h, N, d)
+            k = k.reshape(b, -1, h, d).permute(0, 2, 3, 1)  # (B, h, d, M)
+            v = v.reshape(b, -1, h, d).transpose(1, 2)  # (B, h, M, d)
+        scores = self.scores(q, k)
+        if self.scale != 1.0:
+            scores = scores * self.scale
+        if self.transform_conv is not None:
+            scores = self.transform_conv(scores)
+        p, v = self.norm(scores.softmax(dim=-1), v)
+        context = self.context(p, v)  # (B, h, N, d)
+        context = context.squeeze(1) if h == 1 else context.transpose(1, 2).reshape(b, n, c)
+        return self.proj(context)  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
+
+
+def split_key_value(model: ResT) -> int:
+    """kv -> k and v. NVIDIA's builder plans a fused kv with per-channel INT8 in FP16."""
+    fired = 0
+    for block in _blocks(model):
+        if isinstance(block.attn, EfficientAttention):
+            block.attn = DeployAttention(block.attn)
+            fired += 1
+    return fired
+
+
+def fold_batch_norm(model: ResT) -> int:
+    """conv, BatchNorm -> conv with bias: w' = w * g, b' = (b - mean) * g + beta, g = gamma / std."""
+    fired = 0
+    for module in model.modules():
+        if isinstance(module, Stem):
+            module.conv1, module.norm1 = _folded(module.conv1, module.norm1)
+            module.conv2, module.norm2 = _folded(module.conv2, module.norm2)
+            fired += 2
+        elif isinstance(module, PatchEmbedding):
+            module.conv, module.norm = _folded(module.conv, module.norm)
+            fired += 1
+    return fired
+
+
+def fold_scale(model: ResT) -> int:
+    """(q k^T) * scale -> (scale q) k^T, the scale in q's weight and bias."""
+    for attention in _attentions(model):
+        _scale_linear(attention.q, attention.scale)
+        attention.scale = 1.0
+    return len(_attentions(model))
+
+
+def drop_key_bias(model: ResT) -> int:
+    """k's bias adds q_n . b to a whole row of scores; the mix keeps that, the softmax ignores it."""
+    fired = 0
+    for attention in _attentions(model):
+        fired += attention.k.bias is not None
+        attention.k.bias = None
+    return fired
+
+
+def drop_mix_bias(model: ResT) -> int:
+    """transform_conv's bias is constant over the keys; the softmax ignores it."""
+    fired = 0
+    for attention in _attentions(model):
+        if attention.transform_conv is not None:
+            fired += attention.transform_conv.bias is not None
+            attention.transform_conv.bias = None
+    return fired
+
+
+def move_value_bias(model: ResT) -> int:
+    """v's bias leaves the attention: a row of the map times a constant is row sum * constant.
+
+    After the InstanceNorm a row sums to 0, so the bias vanishes; a plain softmax row sums to 1,
+    so it adds proj.weight @ b to proj's bias.
+    """
+    fired = 0
+    for attention in _attentions(model):
+        if attention.v.bias is None:
+            continue
+        if isinstance(attention.norm, PlainMap):
+            moved = attention.proj.weight @ attention.v.bias
+            attention.proj.bias = nn.Parameter(attention.proj.bias + moved)
+        attention.v.bias = None
+        fired += 1
+    return fired
+
+
+def fold_instance_norm(model: ResT) -> int:
+    """The default form: see `FoldedNorm`."""
+    return _replace_norm(model, lambda _heads: FoldedNorm())
+
+
+def native_instance_norm(model: ResT) -> int:
+    """The ONNX operator, for comparison and for runtimes that fuse it."""
+    return _replace_norm(model, NativeNorm)
+
+
+Rewrite = Callable[[ResT], int]
+"""Changes the module in place; returns how often it fired."""
+
+REWRITES: tuple[Rewrite, ...] = (
+    fold_batch_norm,
+    split_key_value,
+    fold_scale,
+    drop_key_bias,
+    drop_mix_bias,
+    move_value_bias,
+)
+
+NORM_REWRITES: dict[InstanceNormForm, tuple[Rewrite, ...]] = {
+    "folded": (fold_instance_norm,),
+    "native": (native_instance_norm,),
+    "decomposed": (),
+}
+
+
+def to_deploy(model: ResT, form: InstanceNormForm = "folded") -> tuple[ResT, dict[str, int]]:
+    """A rewritten copy in the dtype of `model`, and how often each rewrite fired.
+
+    Raises `InvariantError` when a rewrite fired on fewer places than the architecture has.
+    """
+    dtype = next(model.parameters()).dtype
+    deployed = copy.deepcopy(model).eval().requires_grad_(False).double()
+    fired = {rewrite.__name__: rewrite(deployed) for rewrite in (*REWRITES, *NORM_REWRITES[form])}
+    expected = {"fold_batch_norm": 5, "split_key_value": len(_blocks(model))}
+    for name, count in expected.items():
+        if fired[name] != count:
+            raise InvariantError(f"rewrite {name} fired {fired[name]} times, expected {count}")
+    return deployed.requires_grad_(False).to(dtype), fired
+
+
+def _blocks(model: ResT) -> list[nn.Module]:
+    stages = (model.stage1, model.stage2, model.stage3, model.stage4)
+    return [block for stage in stages for block in stage]
+
+
+def _attentions(model: ResT) -> list[DeployAttention]:
+    return [module for module in model.modules() if isinstance(module, DeployAttention)]
+
+
+def _replace_norm(model: ResT, build: Callable[[int], nn.Module]) -> int:
+    fired = 0
+    for attention in _attentions(model):
+        if isinstance(attention.norm, DecomposedNorm):
+            attention.norm = build(attention.heads).to(attention.q.weight.dtype)
+            fired += 1
+    return fired
+
+
+def _half(kv: nn.Linear, part: int, dim: int) -> nn.Linear:
+    rows = slice(part * dim, (part + 1) * dim)
+    linear = nn.Linear(dim, dim, bias=kv.bias is not None, dtype=kv.weight.dtype)
+    linear.weight = nn.Parameter(kv.weight[rows].clone(), requires_grad=False)
+    if kv.bias is not None:
+        linear.bias = nn.Parameter(kv.bias[rows].clone(), requires_grad=False)
+    return linear
+
+
+def _scale_linear(linear: nn.Linear, factor: float) -> None:
+    linear.weight = nn.Parameter(linear.weight * factor, requires_grad=False)
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias * factor, requires_grad=False)
+
+
+def _folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
+    if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None:
+        raise InvariantError(f"expected a BatchNorm2d with statistics, got {norm}")
+    gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    bias = torch.zeros_like(gain) if conv.bias is None else conv.bias
+    conv.weight = nn.Parameter(conv.weight * gain[:, None, None, None], requires_grad=False)
+    conv.bias = nn.Parameter((bias - norm.running_mean) * gain + norm.bias, requires_grad=False)
+    return conv, nn.Identity()

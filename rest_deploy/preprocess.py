@@ -1,0 +1,157 @@
+"""THE definition of image -> tensor; calibration, verification, runtime and services use it.
+
+Follows the official evaluation transform: shorter side to `resize` (antialiased, Pillow),
+centre crop, 0..1, normalization. Images are brought to 8-bit RGB first:
+
+- EXIF orientation is applied; CMYK, palette, grey and YCbCr images are converted;
+- alpha is dropped, not blended, as the training loader's `convert("RGB")` does;
+- 16-bit grey keeps its high byte (Pillow's own conversion clips at 255), as 16-bit RGB does.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from rest_deploy.contracts import SMALLEST_SIDE, Preprocessing
+from rest_deploy.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_PIXELS = 89_478_485
+"""Larger images are refused: Pillow's own bound for decompression bombs."""
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+
+Float32 = npt.NDArray[np.float32]
+UInt8 = npt.NDArray[np.uint8]
+
+
+def load_image(source: str | Path | bytes | Image | UInt8) -> Image:
+    """Decode to an upright 8-bit RGB image.
+
+    source: a path, encoded bytes, a PIL image, or an array (H, W, 3) / (H, W) of uint8, RGB.
+    Raises `ImageError` naming the file and what is wrong with it.
+    """
+    from PIL import Image, ImageOps
+
+    name = str(source) if isinstance(source, str | Path) else "the image"
+    if isinstance(source, np.ndarray):
+        return Image.fromarray(_checked_array(source)).convert("RGB")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
+            if isinstance(source, bytes):
+                opened: Image.Image = Image.open(io.BytesIO(source))
+            elif isinstance(source, str | Path):
+                opened = Image.open(source)
+            else:
+                opened = source
+            _check_size(opened, name)
+            opened.load()
+    except FileNotFoundError as error:
+        raise ImageError(f"no such image: {name}") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name} is too large: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not an image Pillow can read") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageError(f"{name} cannot be decoded: {error}") from error
+    upright = ImageOps.exif_transpose(opened)
+    return _to_rgb(upright, name)
+
+
+def to_pixels(image: Image, preprocessing: Preprocessing) -> UInt8:
+    """Resize and crop. Returns (crop, crop, 3) uint8, RGB."""
+    from PIL.Image import Resampling
+
+    filters = {"bicubic": Resampling.BICUBIC, "bilinear": Resampling.BILINEAR}
+    width, height = image.size
+    short = min(width, height)
+    # The longer side is floored, the crop offset rounded half to even: torchvision's arithmetic.
+    new_width = int(preprocessing.resize * width / short)
+    new_height = int(preprocessing.resize * height / short)
+    if new_width * new_height > MAX_PIXELS:
+        raise ImageError(
+            f"an image of {width}x{height} becomes {new_width}x{new_height} when its shorter "
+            f"side is {preprocessing.resize}; expected at most {MAX_PIXELS} pixels"
+        )
+    if (new_width, new_height) != (width, height):
+        image = image.resize((new_width, new_height), filters[preprocessing.interpolation])
+    left = round((new_width - preprocessing.crop) / 2.0)
+    top = round((new_height - preprocessing.crop) / 2.0)
+    box = (left, top, left + preprocessing.crop, top + preprocessing.crop)
+    return np.asarray(image.crop(box), dtype=np.uint8)
+
+
+def normalize(pixels: UInt8, preprocessing: Preprocessing) -> Float32:
+    """(H, W, 3) uint8 RGB -> (3, H, W) float32, `(value / 255 - mean) / std` in float32."""
+    mean = np.asarray(preprocessing.mean, dtype=np.float32)
+    std = np.asarray(preprocessing.std, dtype=np.float32)
+    values = (pixels.astype(np.float32) / np.float32(255.0) - mean) / std
+    return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def to_tensor(image: Image, preprocessing: Preprocessing) -> Float32:
+    """RGB image -> normalized (3, crop, crop) float32."""
+    return normalize(to_pixels(image, preprocessing), preprocessing)
+
+
+def list_images(directory: Path) -> list[Path]:
+    """Image files below `directory`, sorted. Raises `ImageError` when there is none."""
+    if not directory.is_dir():
+        raise ImageError(f"{directory} is not a folder of images")
+    found = sorted(p for p in directory.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise ImageError(
+            f"no images below {directory}", hint=f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
+    return found
+
+
+def _check_size(image: Image, name: str) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{name} has {width}x{height} = {width * height / 1e6:.0f} megapixels; "
+            f"expected at most {MAX_PIXELS / 1e6:.0f}",
+            hint="scale it down first",
+        )
+    if min(width, height) < SMALLEST_SIDE:
+        raise ImageError(
+            f"{name} is {width}x{height}; expected at least {SMALLEST_SIDE}x{SMALLEST_SIDE}"
+        )
+
+
+def _to_rgb(image: Image, name: str) -> Image:
+    from PIL import Image as Pil
+
+    if image.mode.startswith("I"):  # "I;16" and its byte orders, "I" (32 bit)
+        values = np.asarray(image)
+        if values.size and (values.min() < 0 or values.max() > 65535):
+            raise ImageError(f"{name} has 32-bit integer pixels beyond 0..65535; expected 16 bit")
+        return Pil.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ImageError(f"{name} has float pixels; expected 8 or 16 bit integers")
+    return image.convert("RGB")
+
+
+def _checked_array(pixels: UInt8) -> UInt8:
+    shape_fits = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if pixels.dtype != np.uint8 or not shape_fits:
+        raise ImageError(
+            f"got an array of shape {pixels.shape} and type {pixels.dtype}; "
+            "expected (height, width, 3) uint8 in RGB order"
+        )
+    if min(pixels.shape[:2]) < SMALLEST_SIDE:
+        raise ImageError(
+            f"the image is {pixels.shape[1]}x{pixels.shape[0]}; "
+            f"expected at least {SMALLEST_SIDE}x{SMALLEST_SIDE}"
+        )
+    return pixels
