@@ -24,6 +24,9 @@ import msgspec
 from rest_deploy.contracts import ModelMetadata, Struct
 from rest_deploy.errors import ArtifactError, InputError, OutputError
 
+METADATA_KEY = "rest_deploy"
+"""The ONNX metadata property that holds `ModelMetadata` as JSON."""
+
 SIDECAR_SUFFIX = ".json"
 TEMPORARY_PREFIX = ".rest-deploy-"
 WORKSPACE_VARIABLE = "REST_DEPLOY_WORKSPACE"
@@ -53,6 +56,24 @@ class Sidecar(Struct):
     parity: Parity | None
     passes: dict[str, int]
     command: str
+
+
+def parse_metadata(text: str | None, path: Path) -> ModelMetadata:
+    """Metadata JSON found in a model file -> value.
+
+    Raises `ArtifactError` when there is none or when a field does not fit.
+    """
+    if text is None:
+        raise ArtifactError(
+            f"{path} was not written by rest-deploy: it carries no {METADATA_KEY!r} metadata",
+            hint="export it from its checkpoint: rest-deploy export --checkpoint F --variant V",
+        )
+    try:
+        return msgspec.json.decode(text, type=ModelMetadata)
+    except msgspec.DecodeError as error:
+        raise ArtifactError(
+            f"the metadata in {path} is not this version's: {error}", hint="export the model again"
+        ) from error
 
 
 def sha256_file(path: Path) -> str:

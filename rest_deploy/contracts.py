@@ -177,5 +177,7 @@ class Runner(Protocol):
     @property
     def outputs(self) -> tuple[TensorSpec, ...]: ...
 
-    def infer(self, feeds: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, npt.NDArray[np.generic]]:
+    def infer(
+        self, feeds: Mapping[str, npt.NDArray[np.generic]]
+    ) -> dict[str, npt.NDArray[np.generic]]:
         """Run once. Arrays in, arrays out, by name; shapes have been checked by the caller."""

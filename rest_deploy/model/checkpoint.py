@@ -45,6 +45,12 @@ class Checkpoint:
     key: str
     labels: tuple[str, ...]
 
+    @property
+    def num_classes(self) -> int:
+        """Rows of the head, 0 when there is none."""
+        head = self.state.get("head.weight")
+        return int(head.shape[0]) if head is not None and head.dim() == 2 else 0
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -91,7 +97,7 @@ def load_model(
             module = ResT(card.architecture, classes).eval()
         weights = Weights(kind="fresh", state_sha256=state_sha256(module.state_dict()), seed=seed)
         return LoadedModel(module, classes, weights, ())
-    classes = _classes(checkpoint)
+    classes = checkpoint.num_classes
     if num_classes is not None and num_classes != classes:
         raise CheckpointError(
             f"{checkpoint.path} has a head for {classes} classes, --num-classes says {num_classes}",
@@ -128,6 +134,15 @@ def expected_shapes(card: ModelCard, num_classes: int) -> dict[str, tuple[int, .
     with torch.device("meta"):
         module = ResT(card.architecture, num_classes)
     return {k: tuple(v.shape) for k, v in module.state_dict().items() if not _is_counter(k)}
+
+
+def fitting_variants(checkpoint: Checkpoint) -> list[str]:
+    """Shipped variants whose names and shapes are exactly the checkpoint's."""
+    return [
+        card.variant
+        for card in available().values()
+        if not _misfits(expected_shapes(card, checkpoint.num_classes), checkpoint.state)
+    ]
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -207,20 +222,11 @@ def _strip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return names
 
 
-def _classes(checkpoint: Checkpoint) -> int:
-    head = checkpoint.state.get("head.weight")
-    return int(head.shape[0]) if head is not None and head.dim() == 2 else 0
-
-
 def _check_fit(card: ModelCard, checkpoint: Checkpoint, classes: int) -> None:
     problems = _misfits(expected_shapes(card, classes), checkpoint.state)
     if not problems:
         return
-    fitting = [
-        other.variant
-        for other in available().values()
-        if not _misfits(expected_shapes(other, classes), checkpoint.state)
-    ]
+    fitting = fitting_variants(checkpoint)
     shown = "; ".join(problems[:6])
     more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
     raise CheckpointError(

@@ -21,8 +21,13 @@ from rest_deploy.model.rest import (
     MapNorm,
     PatchEmbedding,
     ResT,
+    Stage,
     Stem,
 )
+from rest_deploy.model.shape_ops import key_share, reshape, to_grid, to_tokens
+
+
+STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 
 class Scores(nn.Module):
@@ -81,17 +86,21 @@ class NativeNorm(nn.Module):
 
 
 class FoldedNorm(nn.Module):
-    """InstanceNorm moved to v: with M keys, D = P - 1/M and r = rsqrt(mean(D^2) + eps),
-    IN(P) @ v = D @ (v * r).
+    """InstanceNorm moved to v. With M keys, D = P - 1/M, r = rsqrt(mean(D^2) + eps) and
+    v0 = v - (mean of v over the keys): IN(P) @ v = D @ (v0 * r).
 
     A softmax row sums to 1, so the mean of the N x M map is exactly 1/M and needs no reduction;
-    r is one number per (image, head), and v is the small operand. Derivation and measured
-    errors: docs/instance-norm.md. mean(P^2) - 1/M^2 would cancel: never write it so.
+    r is one number per (image, head), and v is the small operand. Rows of D sum to 0, so v's
+    mean over the keys adds nothing; without it the rounding of a row's softmax denominator, the
+    same for all its keys, cancels instead of being amplified (25 times less error on near-uniform
+    attention). mean(P^2) - 1/M^2 would cancel: never write it so. Derivation and measured errors:
+    docs/instance-norm.md.
     """
 
     def forward(self, p: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        centred = p - 1.0 / p.shape[-1]  # (B, h, N, M)
-        variance = centred.square().mean(dim=(-2, -1), keepdim=True)  # (B, h, 1, 1)
+        centred = p - key_share(p)  # (B, h, N, M)
+        variance = (centred * centred).mean(dim=(-2, -1), keepdim=True)  # (B, h, 1, 1)
+        v = v - v.mean(dim=-2, keepdim=True)  # (B, h, M, d)
         return centred, v * torch.rsqrt(variance + INSTANCE_NORM_EPS)
 
 
@@ -110,20 +119,19 @@ class DeployAttention(nn.Module):
         self.transform_conv = source.transform_conv
         self.norm: nn.Module = DecomposedNorm() if source.transform_norm else PlainMap()
 
-    def forward(self, x: Tensor, height: int, width: int) -> Tensor:  # (B, N, C) -> (B, N, C)
-        b, n, c = x.shape
-        h, d = self.heads, c // self.heads
+    def forward(self, x: Tensor, grid: Tensor) -> Tensor:
+        """x: (B, N, C) tokens; grid: (B, C, H, W), a map of their layout. -> (B, N, C)."""
+        h, d = self.heads, x.shape[2] // self.heads
         source = x
         if self.sr is not None and self.sr_norm is not None:
-            grid = x.transpose(1, 2).reshape(b, c, height, width)  # (B, C, H, W)
-            source = self.sr_norm(self.sr(grid).flatten(2).transpose(1, 2))  # (B, M, C)
+            source = self.sr_norm(to_tokens(self.sr(to_grid(x, grid))))  # (B, M, C)
         q, k, v = self.q(x), self.k(source), self.v(source)
         if h == 1:  # nothing to transpose
             q, k, v = q.unsqueeze(1), k.unsqueeze(1).transpose(2, 3), v.unsqueeze(1)
         else:
-            q = q.reshape(b, n, h, d).transpose(1, 2)  # (B, h, N, d)
-            k = k.reshape(b, -1, h, d).permute(0, 2, 3, 1)  # (B, h, d, M)
-            v = v.reshape(b, -1, h, d).transpose(1, 2)  # (B, h, M, d)
+            q = reshape(q, [0, 0, h, d]).transpose(1, 2)  # (B, h, N, d)
+            k = reshape(k, [0, 0, h, d]).permute(0, 2, 3, 1)  # (B, h, d, M)
+            v = reshape(v, [0, 0, h, d]).transpose(1, 2)  # (B, h, M, d)
         scores = self.scores(q, k)
         if self.scale != 1.0:
             scores = scores * self.scale
@@ -131,8 +139,28 @@ class DeployAttention(nn.Module):
             scores = self.transform_conv(scores)
         p, v = self.norm(scores.softmax(dim=-1), v)
         context = self.context(p, v)  # (B, h, N, d)
-        context = context.squeeze(1) if h == 1 else context.transpose(1, 2).reshape(b, n, c)
+        context = context.squeeze(1) if h == 1 else reshape(context.transpose(1, 2), [0, 0, h * d])
         return self.proj(context)  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
+
+
+class DeployStage(Stage):
+    """A stage whose shape changes are dynamic in the exported graph."""
+
+    def tokens(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, H*W, C)
+        tokens = to_tokens(x)
+        for block in self:
+            tokens = block(tokens, x)
+        return tokens
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
+        return to_grid(self.tokens(x), x)
+
+
+def name_no_sizes(model: ResT) -> int:
+    """Stages with shape operators that do not name a size: see `shape_ops`."""
+    for name in STAGES:
+        setattr(model, name, DeployStage(getattr(model, name)))
+    return len(STAGES)
 
 
 def split_key_value(model: ResT) -> int:
@@ -218,6 +246,7 @@ Rewrite = Callable[[ResT], int]
 """Changes the module in place; returns how often it fired."""
 
 REWRITES: tuple[Rewrite, ...] = (
+    name_no_sizes,
     fold_batch_norm,
     split_key_value,
     fold_scale,
@@ -249,8 +278,7 @@ def to_deploy(model: ResT, form: InstanceNormForm = "folded") -> tuple[ResT, dic
 
 
 def _blocks(model: ResT) -> list[nn.Module]:
-    stages = (model.stage1, model.stage2, model.stage3, model.stage4)
-    return [block for stage in stages for block in stage]
+    return [block for stage in STAGES for block in getattr(model, stage)]
 
 
 def _attentions(model: ResT) -> list[DeployAttention]:

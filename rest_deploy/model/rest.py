@@ -115,13 +115,14 @@ class EfficientAttention(nn.Module):
         self.transform_conv = nn.Conv2d(heads, heads, 1) if mix and heads > 1 else None
         self.transform_norm = MapNorm() if norm and heads > 1 else None
 
-    def forward(self, x: Tensor, height: int, width: int) -> Tensor:  # (B, N, C) -> (B, N, C)
+    def forward(self, x: Tensor, grid: Tensor) -> Tensor:
+        """x: (B, N, C) tokens; grid: (B, C, H, W), a map of their layout. -> (B, N, C)."""
         b, n, c = x.shape
         h, d = self.heads, c // self.heads
         source = x
         if self.sr is not None and self.sr_norm is not None:
-            grid = x.transpose(1, 2).reshape(b, c, height, width)  # (B, C, H, W)
-            source = self.sr_norm(self.sr(grid).flatten(2).transpose(1, 2))  # (B, M, C)
+            reduced = self.sr(x.transpose(1, 2).reshape(grid.shape))  # (B, C, H/s, W/s)
+            source = self.sr_norm(reduced.flatten(2).transpose(1, 2))  # (B, M, C)
         q = self.q(x).reshape(b, n, h, d).transpose(1, 2)  # (B, h, N, d)
         k, v = self.kv(source).reshape(b, -1, 2, h, d).permute(2, 0, 3, 1, 4)  # 2 x (B, h, M, d)
         scores = (q @ k.transpose(-2, -1)) * self.scale  # (B, h, N, M)
@@ -161,9 +162,27 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, architecture.mlp_ratio)
 
-    def forward(self, x: Tensor, height: int, width: int) -> Tensor:  # (B, N, C) -> (B, N, C)
-        x = x + self.attn(self.norm1(x), height, width)
+    def forward(self, x: Tensor, grid: Tensor) -> Tensor:  # see EfficientAttention
+        x = x + self.attn(self.norm1(x), grid)
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]  # see Stem
+
+
+class Stage(nn.ModuleList):
+    """The blocks of one stage over the tokens of a feature map.
+
+    Height and width are those of the map itself. The official code recomputes them by floor
+    division, which disagrees with its convolutions (they round up) unless ceil(H/4) and
+    ceil(W/4) are multiples of 8.
+    """
+
+    def tokens(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, H*W, C)
+        tokens = x.flatten(2).transpose(1, 2)
+        for block in self:
+            tokens = block(tokens, x)
+        return tokens
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
+        return self.tokens(x).transpose(1, 2).reshape(x.shape)
 
 
 class ResT(nn.Module):
@@ -175,14 +194,18 @@ class ResT(nn.Module):
     def __init__(self, architecture: Architecture, num_classes: int = 1000) -> None:
         super().__init__()
         dims, position = architecture.dims, architecture.position_encoding
+
+        def stage(index: int) -> Stage:
+            return Stage(Block(architecture, index) for _ in range(architecture.depths[index]))
+
         self.stem = Stem(dims[0], position)
         self.patch_embed_2 = PatchEmbedding(dims[0], dims[1], position)
         self.patch_embed_3 = PatchEmbedding(dims[1], dims[2], position)
         self.patch_embed_4 = PatchEmbedding(dims[2], dims[3], position)
-        self.stage1 = _stage(architecture, 0)
-        self.stage2 = _stage(architecture, 1)
-        self.stage3 = _stage(architecture, 2)
-        self.stage4 = _stage(architecture, 3)
+        self.stage1 = stage(0)
+        self.stage2 = stage(1)
+        self.stage3 = stage(2)
+        self.stage4 = stage(3)
         self.norm = nn.LayerNorm(dims[3])
         self.head = nn.Linear(dims[3], num_classes) if num_classes else nn.Identity()
         self.apply(_initialize)
@@ -193,11 +216,10 @@ class ResT(nn.Module):
         Raises `ShapeError` below 32x32.
         """
         check_image_shape(image)
-        x = run_stage(self.stage1, self.stem(image))
-        x = run_stage(self.stage2, self.patch_embed_2(x))
-        x = run_stage(self.stage3, self.patch_embed_3(x))
-        x = self.patch_embed_4(x)
-        tokens = self.norm(run_blocks(self.stage4, x))  # (B, N4, C4)
+        x = self.stage1(self.stem(image))
+        x = self.stage2(self.patch_embed_2(x))
+        x = self.stage3(self.patch_embed_3(x))
+        tokens = self.norm(self.stage4.tokens(self.patch_embed_4(x)))  # (B, N4, C4)
         return self.head(tokens.mean(dim=1))  # type: ignore[no-any-return]  # see Stem
 
 
@@ -208,28 +230,6 @@ def check_image_shape(image: Tensor) -> None:
             f"got an image tensor of shape {tuple(image.shape)}, expected (batch, 3, height, "
             f"width) with height and width of at least {SMALLEST_SIDE}"
         )
-
-
-def run_blocks(blocks: nn.ModuleList, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, N, C)
-    """One stage's blocks over the tokens of a feature map.
-
-    Height and width are those of the map itself. The official code recomputes them by floor
-    division, which disagrees with its convolutions (they round up) unless ceil(H/4) and
-    ceil(W/4) are multiples of 8.
-    """
-    height, width = x.shape[2:]
-    tokens = x.flatten(2).transpose(1, 2)
-    for block in blocks:
-        tokens = block(tokens, height, width)
-    return tokens
-
-
-def run_stage(blocks: nn.ModuleList, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
-    return run_blocks(blocks, x).transpose(1, 2).reshape(x.shape)
-
-
-def _stage(architecture: Architecture, stage: int) -> nn.ModuleList:
-    return nn.ModuleList(Block(architecture, stage) for _ in range(architecture.depths[stage]))
 
 
 def _initialize(module: nn.Module) -> None:

@@ -1,0 +1,83 @@
+"""ONNX Runtime as a backend."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from rest_deploy.artifact import METADATA_KEY
+from rest_deploy.contracts import TensorSpec
+from rest_deploy.errors import ArtifactError, MissingDependencyError, require
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+
+
+class OnnxRuntimeRunner:
+    """One model loaded by ONNX Runtime. `infer` is thread-safe: sessions are immutable."""
+
+    def __init__(self, path: Path, *, provider: str = "cpu", threads: int | None = None) -> None:
+        """provider: a key of `PROVIDERS`; it must really run, ONNX Runtime's silent fallback to
+        the CPU is an error. threads: for one operator; None lets ONNX Runtime take all cores.
+
+        Raises `ArtifactError` for a file it cannot load, `MissingDependencyError` when the package
+        or the provider is not here.
+        """
+        require("onnxruntime", "onnxruntime")
+        import onnxruntime as ort
+
+        wanted = PROVIDERS[provider]
+        if wanted not in ort.get_available_providers():
+            raise MissingDependencyError(
+                f"this onnxruntime has no {wanted}; it has {', '.join(ort.get_available_providers())}",
+                hint="pip install 'rest-deploy[onnxruntime-gpu]'",
+            )
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors; its warnings concern its own optimizer
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session: onnxruntime.InferenceSession = ort.InferenceSession(
+                str(path), options, providers=[wanted]
+            )
+        except Exception as error:  # noqa: BLE001  # its exception classes share no public base
+            reason = re.sub(r"\s+", " ", str(error))[:300]
+            raise ArtifactError(f"ONNX Runtime cannot load {path}: {reason}") from error
+        running = self._session.get_providers()
+        if running[0] != wanted:
+            raise MissingDependencyError(
+                f"{wanted} was asked for, ONNX Runtime runs {running[0]}",
+                hint="rest-deploy doctor shows what is missing",
+            )
+        self.backend = f"onnxruntime/{provider}"
+        self.inputs = tuple(_spec(argument) for argument in self._session.get_inputs())
+        self.outputs = tuple(_spec(argument) for argument in self._session.get_outputs())
+
+    @property
+    def metadata_json(self) -> str | None:
+        """The model's own description; see `artifact.parse_metadata`."""
+        found = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        return None if found is None else str(found)
+
+    def infer(
+        self, feeds: Mapping[str, npt.NDArray[np.generic]]
+    ) -> dict[str, npt.NDArray[np.generic]]:
+        names = [spec.name for spec in self.outputs]
+        return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+
+
+def _spec(argument: onnxruntime.NodeArg) -> TensorSpec:
+    return TensorSpec(
+        name=argument.name,
+        dtype=_DTYPES.get(argument.type, argument.type),
+        shape=tuple(argument.shape),
+    )

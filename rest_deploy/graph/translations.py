@@ -1,0 +1,39 @@
+"""The shape operators of model/shape_ops.py in ONNX, for torch's exporter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset18 as op
+
+from rest_deploy.model.shape_ops import NAMESPACE
+
+
+def _reshape(x: ir.Value, shape: Sequence[int]) -> ir.Value:
+    return op.Reshape(x, op.Constant(value_ints=list(shape)))
+
+
+def _to_tokens(x: ir.Value) -> ir.Value:
+    return op.Transpose(op.Reshape(x, op.Constant(value_ints=[0, 0, -1])), perm=[0, 2, 1])
+
+
+def _to_grid(tokens: ir.Value, like: ir.Value) -> ir.Value:
+    return op.Reshape(op.Transpose(tokens, perm=[0, 2, 1]), op.Shape(like))
+
+
+def _key_share(p: ir.Value) -> ir.Value:
+    return op.Reciprocal(op.CastLike(op.Shape(p, start=3), p))
+
+
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """torch operator -> ONNX nodes, for `torch.onnx.export(custom_translation_table=...)`."""
+    operators = getattr(torch.ops, NAMESPACE)
+    return {
+        operators.reshape.default: _reshape,
+        operators.to_tokens.default: _to_tokens,
+        operators.to_grid.default: _to_grid,
+        operators.key_share.default: _key_share,
+    }

@@ -1,0 +1,73 @@
+"""The function every engine must compute: the reference module in float64 (or float32)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from rest_deploy.model.rest import ResT
+
+Precision = Literal["float64", "float32"]
+
+
+class Reference:
+    """A frozen copy of `module`; call it with arrays."""
+
+    def __init__(self, module: ResT, precision: Precision = "float64") -> None:
+        self.precision = precision
+        self._dtype = {"float64": torch.float64, "float32": torch.float32}[precision]
+        self._module = copy.deepcopy(module).eval().to(self._dtype)
+        if precision == "float64":
+            sum_depthwise_taps(self._module)
+
+    def __call__(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """images: (N, 3, H, W) float32, normalized -> logits (N, classes)."""
+        with torch.inference_mode():
+            logits = self._module(torch.from_numpy(images).to(self._dtype))
+        result: npt.NDArray[np.float64] = logits.to(torch.float64).numpy()
+        return result
+
+
+class DepthwiseTaps(nn.Module):
+    """A depthwise convolution as the sum over its k*k taps of shifted maps.
+
+    PyTorch runs a float64 depthwise convolution as one convolution per channel, 1,868 of them
+    in ResT-lite, each with its own thread barrier.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H', W')
+        conv = self.conv
+        kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
+        height, width = (
+            (size + 2 * padding - kernel) // stride + 1 for size in (x.shape[2], x.shape[3])
+        )
+        padded = nn.functional.pad(x, (padding,) * 4)
+        out = x.new_zeros(x.shape[0], x.shape[1], height, width)
+        for i in range(kernel):
+            for j in range(kernel):
+                shifted = padded[
+                    :, :, i : i + stride * height : stride, j : j + stride * width : stride
+                ]
+                out += shifted * conv.weight[:, 0, i, j, None, None]
+        return out if conv.bias is None else out + conv.bias[:, None, None]
+
+
+def sum_depthwise_taps(module: nn.Module) -> int:
+    """Replace every depthwise convolution below `module`; returns how many."""
+    replaced = 0
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv2d) and child.groups == child.in_channels > 1:
+            setattr(module, name, DepthwiseTaps(child))
+            replaced += 1
+        else:
+            replaced += sum_depthwise_taps(child)
+    return replaced

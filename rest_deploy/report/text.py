@@ -1,0 +1,170 @@
+"""Reports as plain text for a terminal, at most 100 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rest_deploy.contracts import ModelMetadata, Struct
+from rest_deploy.runtime.classifier import Prediction
+from rest_deploy.verbs import ExportReport, Inspection, VariantTable
+from rest_deploy.verify.parity import CaseResult, ParityReport
+
+FRESH_WARNING = "fresh weights (no --checkpoint): the predictions and the accuracy mean nothing"
+
+
+class ImagePredictions(Struct):
+    image: str
+    predictions: tuple[Prediction, ...]
+
+
+class Predictions(Struct):
+    """`fresh`: the model has no trained weights."""
+
+    model: str
+    fresh: bool
+    images: tuple[ImagePredictions, ...]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Columns as wide as their widest cell; the first `left` columns are left-aligned."""
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
+
+
+def export(report: ExportReport) -> str:
+    lines = [
+        f"{report.path}: {report.metadata.card.name}, {_classes(report.metadata)}, "
+        f"opset {report.metadata.opset}, {report.size_bytes / 1e6:.1f} MB, "
+        f"{report.seconds:.1f} s",
+        f"weights: {_weights(report.metadata)}",
+        "rewrites: " + ", ".join(f"{name} {count}" for name, count in report.rewrites.items()),
+        "passes: " + ", ".join(f"{name} {count}" for name, count in report.passes.items()),
+        "",
+        case_table(report.parity),
+    ]
+    if report.metadata.weights.kind == "fresh":
+        lines.append(f"warning: {FRESH_WARNING}")
+    lines += [f"warning: {warning}" for warning in report.warnings]
+    return "\n".join(lines)
+
+
+def parity(report: ParityReport) -> str:
+    verdict = "PASS" if report.passed else "FAIL"
+    return "\n".join(
+        [
+            f"{report.model} on {report.backend} against PyTorch {report.reference}; "
+            f"inputs: {report.inputs}",
+            "",
+            case_table(report.results),
+            "",
+            f"{verdict}: relative error at most "
+            f"{max(result.relative_error for result in report.results):.1e}, "
+            f"bound {report.results[0].bound:.0e}",
+        ]
+    )
+
+
+def case_table(results: Sequence[CaseResult]) -> str:
+    header = ("input", "relative error", "max abs", "cosine", "KL", "top-1 agreement", "")
+    rows = [
+        (
+            str(result.case),
+            f"{result.relative_error:.1e}",
+            f"{result.max_abs_error:.1e}",
+            f"{result.cosine:.9f}",
+            f"{result.kl:.1e}",
+            f"{result.agreement:.1%}",
+            "ok" if result.passed else "FAIL",
+        )
+        for result in results
+    ]
+    return table(header, rows)
+
+
+def predictions(found: Predictions) -> str:
+    blocks = [f"warning: {FRESH_WARNING}"] if found.fresh else []
+    for image in found.images:
+        rows = [f"  {p.probability:7.2%}  {p.label}" for p in image.predictions]
+        blocks.append("\n".join([image.image, *rows]))
+    return "\n".join(blocks)
+
+
+def variants(listing: VariantTable) -> str:
+    header = ("variant", "name", "params M", "GFLOPs", "published: top-1", "params M", "GFLOPs")
+    rows = [
+        (
+            row.variant,
+            row.name,
+            _number(row.parameters_m, 2),
+            _number(row.gflops, 2),
+            _number(row.published_top1, 1),
+            _number(row.published_parameters_m, 2),
+            _number(row.published_gflops, 1),
+        )
+        for row in listing.rows
+    ]
+    sources = sorted({row.source for row in listing.rows if row.source})
+    return "\n".join([table(header, rows, left=2), "", listing.note, *sources])
+
+
+def inspection(found: Inspection) -> str:
+    lines = [f"{found.file}: {found.kind}, {found.size_bytes / 1e6:.1f} MB",
+             f"  sha256        {found.sha256}"]  # fmt: skip
+    if found.metadata is not None:
+        lines += [f"  {name:<13} {value}" for name, value in _describe(found.metadata)]
+    if found.sidecar is not None and found.sidecar.parity is not None:
+        proof = found.sidecar.parity
+        lines.append(
+            f"  {'parity':<13} relative error {proof.relative_error:.1e} against {proof.reference} "
+            f"at {', '.join(proof.cases)} (bound {proof.bound:.0e})"
+        )
+        lines.append(f"  {'made by':<13} {found.sidecar.command}")
+    elif found.kind == "onnx":
+        lines.append("  no sidecar: nothing proves that the file is the one that was exported")
+    if found.kind == "checkpoint":
+        lines += [
+            f"  {'tensors':<13} {found.tensors}, {found.parameters / 1e6:.2f} M values",
+            f"  {'classes':<13} {found.num_classes or 'no head'}",
+            f"  {'fits':<13} {', '.join(found.fits) or 'no known variant'}",
+        ]
+    return "\n".join(lines)
+
+
+def _describe(metadata: ModelMetadata) -> list[tuple[str, str]]:
+    preprocessing = metadata.card.preprocessing
+    return [
+        ("variant", f"{metadata.variant} ({metadata.card.name}), {_classes(metadata)}"),
+        ("weights", _weights(metadata)),
+        ("input", f"{metadata.input_name} (batch, 3, height, width), sides of at least 32"),
+        (
+            "preprocessing",
+            f"{preprocessing.interpolation} to {preprocessing.resize}, crop {preprocessing.crop}, "
+            f"mean {list(preprocessing.mean)}, std {list(preprocessing.std)}",
+        ),
+        ("graph", f"opset {metadata.opset}, InstanceNorm {metadata.instance_norm}"),
+        ("tools", ", ".join(f"{name} {version}" for name, version in metadata.tools.items())),
+    ]
+
+
+def _classes(metadata: ModelMetadata) -> str:
+    return f"{metadata.num_classes} classes" if metadata.num_classes else "embedding, no head"
+
+
+def _weights(metadata: ModelMetadata) -> str:
+    weights = metadata.weights
+    if weights.kind == "fresh":
+        return f"fresh, seed {weights.seed}"
+    entry = f" [{weights.key}]" if weights.key else ""
+    return f"{weights.path}{entry}, sha256 {weights.sha256[:12]}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,80 @@
+"""Images -> labels: decoding, preprocessing, engine, top-k."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from rest_deploy.contracts import Struct
+from rest_deploy.errors import ArtifactError
+from rest_deploy.preprocess import load_image, to_tensor
+from rest_deploy.runtime.session import Session
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Prediction(Struct):
+    """One class for one image; `probability` is the softmax of the logits."""
+
+    index: int
+    label: str
+    probability: float
+
+
+class Classifier:
+    """A session with the preprocessing and the labels the model was exported with.
+
+    >>> Classifier.open("build/rest_lite.onnx").classify("cat.jpg", top=3)
+    """
+
+    def __init__(self, session: Session) -> None:
+        if session.metadata.num_classes == 0:
+            raise ArtifactError(f"{session.path} has no classifier head: it returns embeddings")
+        self.session = session
+
+    @classmethod
+    def open(cls, path: str | Path, *, threads: int | None = None) -> Classifier:
+        """See `Session.open`."""
+        return cls(Session.open(path, threads=threads))
+
+    def classify(
+        self, image: str | Path | bytes | Image | npt.NDArray[np.uint8], top: int = 5
+    ) -> list[Prediction]:
+        """The `top` most probable classes, best first.
+
+        image: path, encoded bytes, PIL image or (H, W, 3) uint8 RGB. Raises `ImageError`.
+        """
+        return self.classify_batch([image], top)[0]
+
+    def classify_batch(
+        self,
+        images: Iterable[str | Path | bytes | Image | npt.NDArray[np.uint8]],
+        top: int = 5,
+    ) -> list[list[Prediction]]:
+        """`classify` for several images in one engine call."""
+        preprocessing = self.session.metadata.card.preprocessing
+        tensors = [to_tensor(load_image(image), preprocessing) for image in images]
+        if not tensors:
+            return []
+        logits = self.session.run(np.stack(tensors))
+        return [self._best(row, top) for row in logits]
+
+    def _best(self, logits: npt.NDArray[np.float32], top: int) -> list[Prediction]:
+        if not np.isfinite(logits).all():
+            raise ArtifactError(
+                f"{self.session.path} returned NaN or infinite logits",
+                hint="rest-deploy verify shows where it departs from the reference",
+            )
+        shifted = np.exp(logits.astype(np.float64) - logits.max())
+        probabilities = shifted / shifted.sum()
+        order = np.argsort(-probabilities, kind="stable")[:top]
+        labels = self.session.metadata.labels
+        return [
+            Prediction(index=int(i), label=labels[i], probability=float(probabilities[i]))
+            for i in order
+        ]

@@ -1,0 +1,394 @@
+"""The functions behind the commands: each composes stages and returns one frozen report."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from rest_deploy.artifact import (
+    SIDECAR_SUFFIX,
+    Parity,
+    Sidecar,
+    newest,
+    publish,
+    read_sidecar,
+    sha256_file,
+    staging,
+)
+from rest_deploy.cards import available, load_card, read_labels
+from rest_deploy.contracts import InstanceNormForm, ModelMetadata, Struct
+from rest_deploy.errors import ArtifactError, VerificationError, require
+from rest_deploy.verify.parity import (
+    BATCHES,
+    SIZES,
+    Case,
+    CaseResult,
+    Float32,
+    ParityReport,
+    bound,
+    compare,
+    load_reference,
+    photo_images,
+    synthetic_images,
+)
+
+if TYPE_CHECKING:
+    from rest_deploy.model.reference import Precision, Reference
+    from rest_deploy.runtime.session import Session
+
+Progress = Callable[[str, float], None]
+"""Called with a finished step and its seconds."""
+
+EXPORT_CASES = (
+    Case(batch=1, height=32, width=32),
+    Case(batch=3, height=97, width=131),
+    Case(batch=1, height=224, width=224),
+)
+
+UNFOLDED_SLACK = 100.0
+"""The native and decomposed InstanceNorm lose precision with the size of the map; at small
+sizes they must still be within this many times the card's bound, which proves the graph."""
+
+UNFOLDED_PROVEN_PIXELS = 128 * 160
+
+
+class ExportReport(Struct):
+    """What `rest-deploy export` did."""
+
+    path: str
+    metadata: ModelMetadata
+    parity: tuple[CaseResult, ...]
+    rewrites: dict[str, int]
+    passes: dict[str, int]
+    size_bytes: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+def export(
+    variant: str,
+    *,
+    output_dir: Path,
+    checkpoint: Path | None = None,
+    checkpoint_key: str | None = None,
+    instance_norm: InstanceNormForm = "folded",
+    opset: int | None = None,
+    num_classes: int | None = None,
+    labels: str | None = None,
+    seed: int = 0,
+    progress: Progress = lambda step, seconds: None,
+) -> ExportReport:
+    """Checkpoint -> checked ONNX file and sidecar in `output_dir`.
+
+    The file gets its name after onnx.checker, loading in ONNX Runtime and parity with the float64
+    reference at several sizes; until then, and on any error, what was there stays.
+    labels: a file with one class name a line, or the name of a packaged list.
+    Raises `CheckpointError`, `CardError`, `InputError`, `OutputError`, `MissingDependencyError`,
+    `VerificationError` (the exported graph does not compute the reference function).
+    """
+    started = time.monotonic()
+    for module in ("torch", "onnx", "onnxscript", "safetensors"):
+        require(module, "export")
+    require("onnxruntime", "onnxruntime")
+    card = load_card(variant)
+    with _step(progress, "imported PyTorch"):
+        from rest_deploy.graph import export as graph_export
+        from rest_deploy.model.checkpoint import load_model, read_checkpoint
+        from rest_deploy.model.deploy import to_deploy
+        from rest_deploy.model.reference import Reference
+    with _step(progress, "loaded the weights"):
+        source = read_checkpoint(checkpoint, checkpoint_key) if checkpoint else None
+        loaded = load_model(card, source, num_classes=num_classes, seed=seed)
+    used_opset = graph_export.DEFAULT_OPSET if opset is None else opset
+    metadata = ModelMetadata(
+        schema=1,
+        variant=card.variant,
+        card=card,
+        num_classes=loaded.num_classes,
+        labels=_labels(labels, loaded.labels, card.head.labels, card.head.num_classes,
+                       loaded.num_classes),
+        input_name="image",
+        output_name="logits" if loaded.num_classes else "embedding",
+        instance_norm=instance_norm,
+        opset=used_opset,
+        weights=loaded.weights,
+        tools=graph_export.tool_versions(),
+    )  # fmt: skip
+    with staging(output_dir) as folder:
+        with _step(progress, "rewrote and traced the model"):
+            deployed, rewrites = to_deploy(loaded.module, instance_norm)
+            graph, passes = graph_export.trace(deployed, used_opset, metadata.output_name)
+        target = output_dir / file_name(metadata)
+        staged = folder / target.name
+        with _step(progress, "wrote and checked the ONNX file"):
+            graph_export.describe(graph, msgspec.json.encode(metadata).decode())
+            graph_export.save(graph, staged)
+        with _step(progress, "compared with PyTorch in float64"):
+            results, warnings = _prove(staged, metadata, Reference(loaded.module))
+        sidecar = Sidecar(
+            schema=1,
+            kind="onnx",
+            file=target.name,
+            sha256=sha256_file(staged),
+            size_bytes=staged.stat().st_size,
+            metadata=metadata,
+            parity=Parity(
+                reference="float64",
+                relative_error=max(result.relative_error for result in results),
+                max_abs_error=max(result.max_abs_error for result in results),
+                agreement=min(result.agreement for result in results),
+                bound=bound(metadata),
+                cases=tuple(str(result.case) for result in results),
+            ),
+            passes={**rewrites, **passes},
+            command=_command(variant, checkpoint, instance_norm, used_opset, num_classes),
+        )
+        publish(staged, target, sidecar)
+    return ExportReport(
+        path=str(target),
+        metadata=metadata,
+        parity=results,
+        rewrites=rewrites,
+        passes=passes,
+        size_bytes=sidecar.size_bytes,
+        seconds=time.monotonic() - started,
+        warnings=warnings,
+    )
+
+
+def verify(
+    model: Path | None,
+    *,
+    workspace: Path,
+    reference: Precision = "float64",
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    batches: Sequence[int] = BATCHES,
+    images: Path | None = None,
+    checkpoint: Path | None = None,
+    threads: int | None = None,
+) -> ParityReport:
+    """Compare an exported model (None: the newest of `workspace`) with the PyTorch reference.
+
+    images: a folder of photos; None: scikit-image's photos if it is installed, else seeded
+    synthetic images. Raises `ArtifactError`, `CheckpointError`, `ImageError`.
+    """
+    require("torch", "export")
+    from rest_deploy.model.reference import Reference
+
+    session = open_session(model, workspace, threads)
+    metadata = session.metadata
+    make, source = _parity_images(images, session)
+    module = load_reference(metadata, checkpoint)
+    cases = [Case(batch=b, height=h, width=w) for h, w in sizes for b in batches]
+    results = compare(session.run, Reference(module, reference), cases, make, bound(metadata))
+    return ParityReport(
+        model=str(session.path),
+        backend=session.runner.backend,
+        reference=reference,
+        inputs=source,
+        results=results,
+    )
+
+
+def open_session(model: Path | None, workspace: Path, threads: int | None = None) -> Session:
+    """The named model, or the newest export of the workspace."""
+    from rest_deploy.runtime.session import Session
+
+    return Session.open(model or newest(workspace, ".onnx"), threads=threads)
+
+
+def file_name(metadata: ModelMetadata) -> str:
+    """rest_lite.onnx; other InstanceNorm forms carry theirs: rest_lite.native.onnx."""
+    form = "" if metadata.instance_norm == "folded" else f".{metadata.instance_norm}"
+    return f"{metadata.card.name}{form}.onnx"
+
+
+def _prove(
+    staged: Path, metadata: ModelMetadata, reference: Reference
+) -> tuple[tuple[CaseResult, ...], tuple[str, ...]]:
+    """Parity of a staged file. Returns the results and warnings; raises `VerificationError`."""
+    from rest_deploy.runtime.session import Session
+
+    session, limit = Session.open(staged), bound(metadata)
+    results = compare(session.run, reference, EXPORT_CASES, synthetic_images, limit)
+    folded = metadata.instance_norm == "folded" or not metadata.card.architecture.attention_norm
+    for result in results:
+        small = result.case.height * result.case.width <= UNFOLDED_PROVEN_PIXELS
+        allowed = limit if folded else limit * UNFOLDED_SLACK
+        if (folded or small) and not result.relative_error <= allowed:
+            raise VerificationError(
+                f"the exported graph departs from PyTorch: relative error "
+                f"{result.relative_error:.1e} at {result.case}, expected at most {allowed:.0e}; "
+                "nothing was written",
+                hint="please report this with the variant and the opset",
+            )
+    beyond = [result for result in results if not result.passed]
+    warnings = []
+    if beyond:
+        worst = max(beyond, key=lambda result: result.relative_error)
+        warnings.append(
+            f"the {metadata.instance_norm} InstanceNorm is ill-conditioned in float32: relative "
+            f"error {worst.relative_error:.1e} at {worst.case}, above the card's {limit:.0e}; "
+            "--instance-norm folded computes the same function exactly"
+        )
+    return results, tuple(warnings)
+
+
+def _parity_images(images: Path | None, session: Session) -> tuple[Callable[[Case], Float32], str]:
+    """Where parity inputs come from, and the words for it."""
+    from rest_deploy import photos
+    from rest_deploy.preprocess import list_images
+
+    preprocessing = session.metadata.card.preprocessing
+    if images is not None:
+        found = list_images(images)
+        return photo_images(found, preprocessing), f"{len(found)} images of {images}"
+    if photos.available():
+        crops = photos.crops("test", 32, seed=0)
+        loaded = [photos.load(crop) for crop in crops]
+        return photo_images(loaded, preprocessing), "32 crops of scikit-image's photos"
+    return synthetic_images, "seeded synthetic images (scikit-image is not installed)"
+
+
+def _labels(
+    option: str | None, stored: tuple[str, ...], packaged: str, packaged_classes: int, classes: int
+) -> tuple[str, ...]:
+    """The user's list, else the checkpoint's own, else the card's if it has the class count."""
+    if classes == 0:
+        return ()
+    if option is not None:
+        return read_labels(option, classes)
+    if len(stored) == classes:
+        return stored
+    return read_labels(packaged if classes == packaged_classes else "", classes)
+
+
+def _command(
+    variant: str,
+    checkpoint: Path | None,
+    instance_norm: str,
+    opset: int,
+    num_classes: int | None,
+) -> str:
+    words = ["rest-deploy", "export", "--variant", variant]
+    if checkpoint is not None:
+        words += ["--checkpoint", str(checkpoint)]
+    if num_classes is not None:
+        words += ["--num-classes", str(num_classes)]
+    words += ["--instance-norm", instance_norm, "--opset", str(opset)]
+    return shlex.join(words)
+
+
+@contextmanager
+def _step(progress: Progress, name: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    progress(name, time.monotonic() - started)
+
+
+class VariantRow(Struct):
+    """One card with the counted and the published figures; GFLOPs are multiply-accumulates / 1e9."""
+
+    variant: str
+    name: str
+    parameters_m: float | None
+    gflops: float | None
+    published_top1: float | None
+    published_parameters_m: float | None
+    published_gflops: float | None
+    source: str
+
+
+class VariantTable(Struct):
+    """All shipped cards; `note` says what the counts include."""
+
+    rows: tuple[VariantRow, ...]
+    note: str
+
+
+def variants() -> VariantTable:
+    """The cards with parameters and GFLOPs counted on the model at 224x224, 1000 classes."""
+    counting = find_spec("torch") is not None
+    rows = []
+    for card in available().values():
+        parameters = gflops = None
+        if counting:
+            from rest_deploy.model.cost import count
+
+            cost = count(card.architecture, card.head.num_classes, 224, 224)
+            parameters, gflops = cost.parameters / 1e6, cost.macs / 1e9
+        published = card.published
+        rows.append(
+            VariantRow(
+                variant=card.variant,
+                name=card.name,
+                parameters_m=parameters,
+                gflops=gflops,
+                published_top1=published.top1 if published else None,
+                published_parameters_m=published.parameters_m if published else None,
+                published_gflops=published.gflops if published else None,
+                source=published.source if published else "",
+            )
+        )
+    note = (
+        "GFLOPs are multiply-accumulates at 224x224, counted over every convolution, linear "
+        "layer and attention product; the paper does not say what its figures leave out."
+        if counting
+        else "Counting needs PyTorch: pip install 'rest-deploy[export]'"
+    )
+    return VariantTable(rows=tuple(rows), note=note)
+
+
+class Inspection(Struct):
+    """What a file says of itself. `sidecar` for exported models, `checkpoint` for weights."""
+
+    file: str
+    kind: str
+    size_bytes: int
+    sha256: str
+    metadata: ModelMetadata | None = None
+    sidecar: Sidecar | None = None
+    tensors: int = 0
+    parameters: int = 0
+    num_classes: int = 0
+    fits: tuple[str, ...] = ()
+
+
+def inspect(file: Path) -> Inspection:
+    """Describe an ONNX model, its sidecar, or a checkpoint, without running it.
+
+    Raises `ArtifactError` or `CheckpointError` when the file is damaged or of another kind.
+    """
+    if not file.is_file():
+        raise ArtifactError(f"no such file: {file}")
+    if file.name.endswith(".onnx" + SIDECAR_SUFFIX):
+        return inspect(file.with_name(file.name.removesuffix(SIDECAR_SUFFIX)))
+    base = {"file": str(file), "size_bytes": file.stat().st_size, "sha256": sha256_file(file)}
+    if file.suffix == ".onnx":
+        sidecar = read_sidecar(file)
+        metadata = sidecar.metadata if sidecar else open_session(file, file.parent).metadata
+        return Inspection(kind="onnx", metadata=metadata, sidecar=sidecar, **base)
+    if file.suffix in {".safetensors", ".pth", ".pt", ".bin"}:
+        require("torch", "export")
+        from rest_deploy.model.checkpoint import fitting_variants, read_checkpoint
+
+        checkpoint = read_checkpoint(file)
+        classes = checkpoint.num_classes
+        return Inspection(
+            kind="checkpoint",
+            tensors=len(checkpoint.state),
+            parameters=sum(value.numel() for value in checkpoint.state.values()),
+            num_classes=classes,
+            fits=tuple(fitting_variants(checkpoint)),
+            **base,
+        )
+    raise ArtifactError(
+        f"{file} has the suffix {file.suffix!r}; expected .onnx, .onnx.json, .pth or .safetensors"
+    )

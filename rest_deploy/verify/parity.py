@@ -1,0 +1,166 @@
+"""The same function? An engine against the PyTorch reference in float64, size by size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from rest_deploy.contracts import ModelMetadata, Preprocessing, Struct
+from rest_deploy.errors import CheckpointError, InputError
+from rest_deploy.preprocess import load_image, normalize
+from rest_deploy.verify import metrics
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from rest_deploy.model.rest import ResT
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Infer = Callable[[Float32], Float32]
+
+SIZES = ((224, 224), (192, 256), (200, 225), (97, 131), (448, 448))
+"""Default (height, width): the training size, non-square, odd, prime, large."""
+
+BATCHES = (1, 5)
+
+
+class Case(Struct):
+    """One input shape."""
+
+    batch: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.batch}x3x{self.height}x{self.width}"
+
+
+class CaseResult(Struct):
+    """Distances for one input shape; see `metrics`. `bound` is for `relative_error`."""
+
+    case: Case
+    relative_error: float
+    max_abs_error: float
+    cosine: float
+    kl: float
+    agreement: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        return self.relative_error <= self.bound
+
+
+class ParityReport(Struct):
+    """A comparison over several shapes, with what was compared."""
+
+    model: str
+    backend: str
+    reference: Literal["float64", "float32"]
+    inputs: str
+    results: tuple[CaseResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        return len(self.results) > 0 and all(result.passed for result in self.results)
+
+
+def bound(metadata: ModelMetadata) -> float:
+    """The card's largest relative error for these weights."""
+    parity = metadata.card.parity
+    fresh = metadata.weights.kind == "fresh"
+    return parity.relative_error_fresh if fresh else parity.relative_error
+
+
+def compare(
+    infer: Infer,
+    reference: Callable[[Float32], Float64],
+    cases: Iterable[Case],
+    images: Callable[[Case], Float32],
+    limit: float,
+) -> tuple[CaseResult, ...]:
+    """Run both on the same inputs. `images` makes the batch of a case, (N, 3, H, W) float32."""
+    results = []
+    for case in cases:
+        batch = images(case)
+        expected, actual = reference(batch), infer(batch)
+        if actual.shape != expected.shape:
+            raise InputError(
+                f"at {case} the engine returns shape {actual.shape}, the reference {expected.shape}"
+            )
+        results.append(
+            CaseResult(
+                case=case,
+                relative_error=metrics.relative_error(expected, actual),
+                max_abs_error=metrics.max_abs_error(expected, actual),
+                cosine=metrics.cosine(expected, actual),
+                kl=metrics.kl_divergence(expected, actual),
+                agreement=metrics.agreement(expected, actual),
+                bound=limit,
+            )
+        )
+    return tuple(results)
+
+
+def load_reference(metadata: ModelMetadata, checkpoint: Path | None = None) -> ResT:
+    """The module with exactly the weights that were exported, proven by their hash.
+
+    checkpoint: where the weights are now, when they have moved since the export.
+    Raises `CheckpointError` when they are gone or are others.
+    """
+    from rest_deploy.model.checkpoint import load_model, read_checkpoint
+
+    weights = metadata.weights
+    source = None
+    if checkpoint is not None or weights.kind == "checkpoint":
+        path = checkpoint or Path(weights.path)
+        if not path.is_file():
+            raise CheckpointError(
+                f"the checkpoint this model was exported from is not there: {path}",
+                hint="say where it is now: --checkpoint F",
+            )
+        source = read_checkpoint(path, weights.key or None if checkpoint is None else None)
+    classes = metadata.num_classes if source is None else None
+    loaded = load_model(metadata.card, source, num_classes=classes, seed=weights.seed)
+    if loaded.weights.state_sha256 != weights.state_sha256:
+        raise CheckpointError(
+            f"the reference weights ({loaded.weights.state_sha256[:12]}) are not the exported ones "
+            f"({weights.state_sha256[:12]})",
+            hint="--checkpoint F names the checkpoint that was exported; or export again",
+        )
+    return loaded.module
+
+
+def synthetic_images(case: Case, seed: int = 0) -> Float32:
+    """Seeded images with the spectrum of photos (amplitude 1/f), unit variance per channel."""
+    rng = np.random.default_rng((seed, case.batch, case.height, case.width))
+    frequency = np.hypot(np.fft.fftfreq(case.height)[:, None], np.fft.rfftfreq(case.width)[None, :])
+    frequency[0, 0] = 1.0 / max(case.height, case.width)
+    noise = rng.standard_normal((case.batch, 3, case.height, case.width))
+    images = np.fft.irfft2(np.fft.rfft2(noise) / frequency, s=(case.height, case.width))
+    images -= images.mean(axis=(2, 3), keepdims=True)
+    images /= images.std(axis=(2, 3), keepdims=True)
+    return images.astype(np.float32)
+
+
+def photo_images(
+    photos: Sequence[Path | Image], preprocessing: Preprocessing
+) -> Callable[[Case], Float32]:
+    """Real photos, warped to each case's size and normalized; repeated when there are too few."""
+
+    def images(case: Case) -> Float32:
+        from PIL.Image import Resampling
+
+        batch = []
+        for index in range(case.batch):
+            photo = load_image(photos[index % len(photos)])
+            resized = photo.resize((case.width, case.height), Resampling.BICUBIC)
+            batch.append(normalize(np.asarray(resized, dtype=np.uint8), preprocessing))
+        return np.stack(batch)
+
+    return images
