@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import platform
 import shutil
 import signal
 import tempfile
@@ -33,7 +34,7 @@ WORKSPACE_VARIABLE = "REST_DEPLOY_WORKSPACE"
 DEFAULT_WORKSPACE = "build"
 
 
-class Parity(Struct):
+class Parity(Struct, frozen=True):
     """Outcome of a comparison with the reference, as stored in a sidecar."""
 
     reference: str
@@ -44,7 +45,7 @@ class Parity(Struct):
     cases: tuple[str, ...]
 
 
-class Sidecar(Struct):
+class Sidecar(Struct, frozen=True):
     """The JSON beside an artifact: what it is, what it was made of, what was proven."""
 
     schema: Literal[1]
@@ -70,7 +71,7 @@ def parse_metadata(text: str | None, path: Path) -> ModelMetadata:
         )
     try:
         return msgspec.json.decode(text, type=ModelMetadata)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise ArtifactError(
             f"the metadata in {path} is not this version's: {error}", hint="export the model again"
         ) from error
@@ -93,7 +94,7 @@ def workspace(option: Path | None) -> Path:
 
 
 def newest(directory: Path, suffix: str) -> Path:
-    """The artifact of that suffix written last in `directory` (by its sidecar's time).
+    """The artifact of that suffix in `directory` whose file was written last.
 
     Raises `InputError` when there is none.
     """
@@ -124,11 +125,14 @@ def read_sidecar(artifact: Path, *, check_hash: bool = True) -> Sidecar | None:
         return None
     try:
         sidecar = msgspec.json.decode(path.read_bytes(), type=Sidecar)
-    except (msgspec.DecodeError, OSError) as error:
+        actual = sha256_file(artifact) if check_hash else sidecar.sha256
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise ArtifactError(
             f"the sidecar {path} is damaged: {error}", hint="export the model again"
         ) from error
-    if check_hash and (actual := sha256_file(artifact)) != sidecar.sha256:
+    except OSError as error:
+        raise ArtifactError(f"cannot read {error.filename or path}: {error.strerror}") from error
+    if actual != sidecar.sha256:
         raise ArtifactError(
             f"{artifact} has sha256 {actual[:12]}, its sidecar describes {sidecar.sha256[:12]}: "
             "one of the two was replaced",
@@ -146,7 +150,8 @@ def staging(directory: Path) -> Iterator[Path]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _sweep(directory)
-        folder = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-", dir=directory))
+        prefix = f"{TEMPORARY_PREFIX}{os.getpid()}@{platform.node()}-"
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=directory))
     except OSError as error:
         raise output_error(directory, error) from error
     try:
@@ -164,9 +169,19 @@ def publish(staged: Path, target: Path, sidecar: Sidecar) -> None:
     for path in (staged, staged_sidecar):
         with path.open("rb+") as stream:
             os.fsync(stream.fileno())
+    previous = staged.with_name(f"{staged.name}.previous")
     with _uninterrupted():
+        if target.exists():
+            os.link(target, previous)
         os.replace(staged, target)
-        os.replace(staged_sidecar, sidecar_path(target))
+        try:
+            os.replace(staged_sidecar, sidecar_path(target))
+        except OSError:  # the model must not stand beside another one's sidecar
+            if previous.exists():
+                os.replace(previous, target)
+            else:
+                target.unlink()
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -187,14 +202,20 @@ def output_error(directory: Path, error: OSError) -> OutputError:
 
 
 def _sweep(directory: Path) -> None:
-    """Remove staging folders whose process is gone: a killed run cannot clean up after itself."""
+    """Remove staging folders whose process is gone: a killed run cannot clean up after itself.
+
+    Only those of this machine: a shared folder may hold another's, whose processes are unknown.
+    """
     for folder in directory.glob(f"{TEMPORARY_PREFIX}*"):
+        process, _, rest = folder.name.removeprefix(TEMPORARY_PREFIX).partition("@")
+        if rest.rpartition("-")[0] != platform.node():
+            continue
         try:
-            os.kill(int(folder.name.removeprefix(TEMPORARY_PREFIX).split("-")[0]), 0)
+            os.kill(int(process), 0)
         except ProcessLookupError:
             shutil.rmtree(folder, ignore_errors=True)
-        except (OSError, ValueError):
-            continue  # the process lives and belongs to somebody else, or the folder is not ours
+        except (OSError, ValueError, OverflowError):
+            continue  # the process lives and belongs to somebody else, or the name is not ours
 
 
 @contextlib.contextmanager
@@ -205,7 +226,7 @@ def _uninterrupted() -> Iterator[None]:
         return
     pending: list[int] = []
 
-    def hold(number: int, frame: FrameType | None) -> None:
+    def hold(number: int, _frame: FrameType | None) -> None:
         pending.append(number)
 
     before = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -213,6 +234,7 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
-        for number in pending:
-            os.kill(os.getpid(), number)
+            # None: it was installed by C code and cannot be put back from here.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for held in pending:
+            os.kill(os.getpid(), held)

@@ -47,7 +47,7 @@ def load_card(variant: str) -> ModelCard:
 def read_card(path: Path) -> ModelCard:
     """Parse and validate one card file. Raises `CardError` naming the offending field."""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         return msgspec.convert(raw, ModelCard)
     except OSError as error:
         raise CardError(f"cannot read the card {path}: {error.strerror}") from error
@@ -66,7 +66,7 @@ def read_labels(source: str, num_classes: int) -> tuple[str, ...]:
     if not path.suffix:
         path = data_directory("models") / "labels" / f"{source}.txt"
     try:
-        labels = tuple(path.read_text(encoding="utf-8").split("\n"))
+        labels = tuple(path.read_text(encoding="utf-8-sig").split("\n"))
     except (OSError, UnicodeDecodeError) as error:
         raise CardError(f"cannot read the labels {path}: {error}") from error
     labels = tuple(line.strip() for line in labels if line.strip())

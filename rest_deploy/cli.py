@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,16 @@ if TYPE_CHECKING:
     from rest_deploy.verbs import Progress
 
 
-class Sizes(click.ParamType):
+class Sizes(click.ParamType[tuple[tuple[int, int], ...]]):
     """A list of sizes: "224,200x225" -> ((224, 224), (200, 225)), height first."""
 
     name = "sizes"
 
     def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+        self,
+        value: Any,
+        param: click.Parameter | None,  # noqa: ARG002  # click's signature
+        ctx: click.Context | None,  # noqa: ARG002  # see param
     ) -> tuple[tuple[int, int], ...]:
         if isinstance(value, tuple):
             return value
@@ -32,13 +36,16 @@ class Sizes(click.ParamType):
             self.fail(f"{value!r} is not a list of sizes like 224,200x225 (height x width)")
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType[tuple[int, ...]]):
     """A list of positive whole numbers: "1,5" -> (1, 5)."""
 
     name = "numbers"
 
     def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+        self,
+        value: Any,
+        param: click.Parameter | None,  # noqa: ARG002  # click's signature
+        ctx: click.Context | None,  # noqa: ARG002  # see param
     ) -> tuple[int, ...]:
         if isinstance(value, tuple):
             return value
@@ -52,6 +59,8 @@ class Commands(click.Group):
     """Turns the error tree into one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        # Pillow's own bound is ours, and an error: preprocess.MAX_PIXELS.
+        warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
         try:
             return super().invoke(ctx)
         except RestDeployError as error:
@@ -226,11 +235,12 @@ def _print(report: Any, as_json: bool, render: Any) -> None:
 
 def _progress(as_json: bool) -> Progress:
     """One plain line a finished step, on stderr, so that stdout stays the report."""
+    from rest_deploy import verbs
 
     def show(step: str, seconds: float) -> None:
         click.echo(f"  {step} ({seconds:.1f} s)", err=True)
 
-    return (lambda step, seconds: None) if as_json else show
+    return verbs.silent if as_json else show
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ unknown fields and wrong types are refused with the path of the offending field.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -27,7 +29,7 @@ class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Base of all stored values."""
 
 
-class Architecture(Struct):
+class Architecture(Struct, frozen=True):
     """The dimensions of a ResT (v1). Every tuple has one entry per stage.
 
     `head_mix` is EMSA's 1x1 convolution over the heads before the softmax,
@@ -46,6 +48,8 @@ class Architecture(Struct):
     attention_norm: bool = True
 
     def __post_init__(self) -> None:
+        if self.mlp_ratio < 1:
+            raise ValueError(f"mlp_ratio must be positive, got {self.mlp_ratio}")
         for name in ("dims", "depths", "heads", "sr_ratios"):
             values = getattr(self, name)
             if min(values) < 1:
@@ -59,7 +63,7 @@ class Architecture(Struct):
             raise ValueError("attention_norm needs head_mix: EMSA has both, the mix alone, or none")
 
 
-class Head(Struct):
+class Head(Struct, frozen=True):
     """The classifier. `num_classes` 0: no head, the model returns the pooled embedding."""
 
     num_classes: int
@@ -70,7 +74,7 @@ class Head(Struct):
             raise ValueError(f"num_classes must be >= 0, got {self.num_classes}")
 
 
-class Preprocessing(Struct):
+class Preprocessing(Struct, frozen=True):
     """From a photo to the tensor the model was trained on.
 
     The shorter side is resized to `resize` pixels (antialiased), the centre `crop` x `crop`
@@ -89,18 +93,26 @@ class Preprocessing(Struct):
                 f"expected {SMALLEST_SIDE} <= crop <= resize, "
                 f"got crop {self.crop}, resize {self.resize}"
             )
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be positive, got {list(self.std)}")
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise ValueError(
+                f"mean and std must be finite and std positive, got {list(self.mean)} and "
+                f"{list(self.std)}"
+            )
 
 
-class ParityBounds(Struct):
+class ParityBounds(Struct, frozen=True):
     """Largest relative L2 error of float32 logits against the float64 reference."""
 
     relative_error: float
     relative_error_fresh: float
 
+    def __post_init__(self) -> None:
+        for value in (self.relative_error, self.relative_error_fresh):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"a bound must be finite and positive, got {value}")
 
-class Published(Struct):
+
+class Published(Struct, frozen=True):
     """What the authors published, with the place."""
 
     top1: float
@@ -111,7 +123,7 @@ class Published(Struct):
     source: str
 
 
-class ModelCard(Struct):
+class ModelCard(Struct, frozen=True):
     """One file of models/: everything that tells one variant from another."""
 
     schema: Literal[1]
@@ -123,8 +135,16 @@ class ModelCard(Struct):
     parity: ParityBounds
     published: Published | None = None
 
+    def __post_init__(self) -> None:
+        for value in (self.name, self.variant):  # they become file names
+            if not re.fullmatch(r"[a-z0-9_-][a-z0-9_.-]*", value):
+                raise ValueError(
+                    f"name and variant must be lower-case letters, digits, '_', '-' or '.', "
+                    f"got {value!r}"
+                )
 
-class Weights(Struct):
+
+class Weights(Struct, frozen=True):
     """Where the weights of an artifact come from.
 
     `sha256` is the hash of the checkpoint file (empty for fresh weights); `state_sha256`
@@ -139,7 +159,7 @@ class Weights(Struct):
     seed: int = 0
 
 
-class ModelMetadata(Struct):
+class ModelMetadata(Struct, frozen=True):
     """What a model file says of itself; stored inside the ONNX and in its sidecar."""
 
     schema: Literal[1]
@@ -155,7 +175,7 @@ class ModelMetadata(Struct):
     tools: dict[str, str]
 
 
-class TensorSpec(Struct):
+class TensorSpec(Struct, frozen=True):
     """A graph input or output. A dynamic axis is its name, e.g. ("batch", 3, "height", "width")."""
 
     name: str

@@ -83,14 +83,24 @@ class InvariantError(RestDeployError):
     exit_code = 6
 
 
+def installed(module: str) -> bool:
+    """Whether `module` can be imported, without importing it (its parents are)."""
+    from importlib.util import find_spec
+
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):  # a parent is missing, or a module has no spec
+        return False
+    # A bare folder of that name on the path is a namespace package without a file.
+    return spec is not None and spec.origin is not None
+
+
 def require(module: str, extra: str) -> None:
     """Raise `MissingDependencyError` unless `module` is installed (without importing it).
 
     `extra` is the optional-dependency group of pyproject.toml that brings it.
     """
-    from importlib.util import find_spec
-
-    if find_spec(module) is None:
+    if not installed(module):
         raise MissingDependencyError(
             f"this needs the Python package {module!r}, which is not installed",
             hint=f"pip install 'rest-deploy[{extra}]'",

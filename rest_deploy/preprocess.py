@@ -11,7 +11,6 @@ centre crop, 0..1, normalization. Images are brought to 8-bit RGB first:
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,32 +38,26 @@ def load_image(source: str | Path | bytes | Image | UInt8) -> Image:
     source: a path, encoded bytes, a PIL image, or an array (H, W, 3) / (H, W) of uint8, RGB.
     Raises `ImageError` naming the file and what is wrong with it.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, UnidentifiedImageError
 
     name = str(source) if isinstance(source, str | Path) else "the image"
     if isinstance(source, np.ndarray):
         return Image.fromarray(_checked_array(source)).convert("RGB")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
-            if isinstance(source, bytes):
-                opened: Image.Image = Image.open(io.BytesIO(source))
-            elif isinstance(source, str | Path):
-                opened = Image.open(source)
-            else:
-                opened = source
-            _check_size(opened, name)
-            opened.load()
+        if isinstance(source, Image.Image):
+            return _decode(source, name)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+            return _decode(opened, name)
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError(f"no such image: {name}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} is too large: {error}") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image Pillow can read") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError(f"{name} cannot be decoded: {error}") from error
-    upright = ImageOps.exif_transpose(opened)
-    return _to_rgb(upright, name)
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
+        raise ImageError(f"{name} cannot be decoded: {error or type(error).__name__}") from error
 
 
 def to_pixels(image: Image, preprocessing: Preprocessing) -> UInt8:
@@ -107,12 +100,22 @@ def list_images(directory: Path) -> list[Path]:
     """Image files below `directory`, sorted. Raises `ImageError` when there is none."""
     if not directory.is_dir():
         raise ImageError(f"{directory} is not a folder of images")
-    found = sorted(p for p in directory.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(
+        p for p in directory.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+    )
     if not found:
         raise ImageError(
             f"no images below {directory}", hint=f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
         )
     return found
+
+
+def _decode(image: Image, name: str) -> Image:
+    from PIL import ImageOps
+
+    _check_size(image, name)
+    image.load()
+    return _to_rgb(ImageOps.exif_transpose(image), name)
 
 
 def _check_size(image: Image, name: str) -> None:
@@ -139,6 +142,8 @@ def _to_rgb(image: Image, name: str) -> Image:
         return Pil.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ImageError(f"{name} has float pixels; expected 8 or 16 bit integers")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB makes Pillow warn; the colours are the same
     return image.convert("RGB")
 
 

@@ -6,7 +6,6 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ from rest_deploy.artifact import (
 )
 from rest_deploy.cards import available, load_card, read_labels
 from rest_deploy.contracts import InstanceNormForm, ModelMetadata, Struct
-from rest_deploy.errors import ArtifactError, VerificationError, require
+from rest_deploy.errors import ArtifactError, VerificationError, installed, require
 from rest_deploy.verify.parity import (
     BATCHES,
     SIZES,
@@ -46,6 +45,11 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float], None]
 """Called with a finished step and its seconds."""
 
+
+def silent(_step: str, _seconds: float) -> None:
+    """No progress."""
+
+
 EXPORT_CASES = (
     Case(batch=1, height=32, width=32),
     Case(batch=3, height=97, width=131),
@@ -59,7 +63,7 @@ sizes they must still be within this many times the card's bound, which proves t
 UNFOLDED_PROVEN_PIXELS = 128 * 160
 
 
-class ExportReport(Struct):
+class ExportReport(Struct, frozen=True):
     """What `rest-deploy export` did."""
 
     path: str
@@ -83,7 +87,7 @@ def export(
     num_classes: int | None = None,
     labels: str | None = None,
     seed: int = 0,
-    progress: Progress = lambda step, seconds: None,
+    progress: Progress = silent,
 ) -> ExportReport:
     """Checkpoint -> checked ONNX file and sidecar in `output_dir`.
 
@@ -293,8 +297,8 @@ def _step(progress: Progress, name: str) -> Iterator[None]:
     progress(name, time.monotonic() - started)
 
 
-class VariantRow(Struct):
-    """One card with the counted and the published figures; GFLOPs are multiply-accumulates / 1e9."""
+class VariantRow(Struct, frozen=True):
+    """One card, counted and published; GFLOPs are multiply-accumulates / 1e9."""
 
     variant: str
     name: str
@@ -306,7 +310,7 @@ class VariantRow(Struct):
     source: str
 
 
-class VariantTable(Struct):
+class VariantTable(Struct, frozen=True):
     """All shipped cards; `note` says what the counts include."""
 
     rows: tuple[VariantRow, ...]
@@ -315,7 +319,7 @@ class VariantTable(Struct):
 
 def variants() -> VariantTable:
     """The cards with parameters and GFLOPs counted on the model at 224x224, 1000 classes."""
-    counting = find_spec("torch") is not None
+    counting = installed("torch")
     rows = []
     for card in available().values():
         parameters = gflops = None
@@ -346,7 +350,7 @@ def variants() -> VariantTable:
     return VariantTable(rows=tuple(rows), note=note)
 
 
-class Inspection(Struct):
+class Inspection(Struct, frozen=True):
     """What a file says of itself. `sidecar` for exported models, `checkpoint` for weights."""
 
     file: str
@@ -370,11 +374,18 @@ def inspect(file: Path) -> Inspection:
         raise ArtifactError(f"no such file: {file}")
     if file.name.endswith(".onnx" + SIDECAR_SUFFIX):
         return inspect(file.with_name(file.name.removesuffix(SIDECAR_SUFFIX)))
-    base = {"file": str(file), "size_bytes": file.stat().st_size, "sha256": sha256_file(file)}
+    size, sha256 = file.stat().st_size, sha256_file(file)
     if file.suffix == ".onnx":
         sidecar = read_sidecar(file)
         metadata = sidecar.metadata if sidecar else open_session(file, file.parent).metadata
-        return Inspection(kind="onnx", metadata=metadata, sidecar=sidecar, **base)
+        return Inspection(
+            file=str(file),
+            kind="onnx",
+            size_bytes=size,
+            sha256=sha256,
+            metadata=metadata,
+            sidecar=sidecar,
+        )
     if file.suffix in {".safetensors", ".pth", ".pt", ".bin"}:
         require("torch", "export")
         from rest_deploy.model.checkpoint import fitting_variants, read_checkpoint
@@ -382,12 +393,14 @@ def inspect(file: Path) -> Inspection:
         checkpoint = read_checkpoint(file)
         classes = checkpoint.num_classes
         return Inspection(
+            file=str(file),
             kind="checkpoint",
+            size_bytes=size,
+            sha256=sha256,
             tensors=len(checkpoint.state),
             parameters=sum(value.numel() for value in checkpoint.state.values()),
             num_classes=classes,
             fits=tuple(fitting_variants(checkpoint)),
-            **base,
         )
     raise ArtifactError(
         f"{file} has the suffix {file.suffix!r}; expected .onnx, .onnx.json, .pth or .safetensors"

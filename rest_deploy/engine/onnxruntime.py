@@ -38,7 +38,8 @@ class OnnxRuntimeRunner:
         wanted = PROVIDERS[provider]
         if wanted not in ort.get_available_providers():
             raise MissingDependencyError(
-                f"this onnxruntime has no {wanted}; it has {', '.join(ort.get_available_providers())}",
+                f"this onnxruntime has no {wanted}; "
+                f"it has {', '.join(ort.get_available_providers())}",
                 hint="pip install 'rest-deploy[onnxruntime-gpu]'",
             )
         options = ort.SessionOptions()
@@ -49,7 +50,7 @@ class OnnxRuntimeRunner:
             self._session: onnxruntime.InferenceSession = ort.InferenceSession(
                 str(path), options, providers=[wanted]
             )
-        except Exception as error:  # noqa: BLE001  # its exception classes share no public base
+        except Exception as error:  # its exception classes share no public base
             reason = re.sub(r"\s+", " ", str(error))[:300]
             raise ArtifactError(f"ONNX Runtime cannot load {path}: {reason}") from error
         running = self._session.get_providers()

@@ -62,13 +62,12 @@ def transpose_weights(model: ir.Model) -> int:
         permutation = node.attributes["perm"].as_ints()
         value = np.ascontiguousarray(source.const_value.numpy().transpose(permutation))
         name = f"{source.name}.T"
-        stored = ir.Value(name=name, const_value=ir.tensor(value, name=name))
-        stored.shape, stored.dtype = ir.Shape(value.shape), source.dtype
+        stored = ir.val(name, const_value=ir.tensor(value, name=name))
         graph.register_initializer(stored)
         ir.convenience.replace_all_uses_with(node.outputs[0], stored)
         graph.remove(node, safe=True)
         if not source.uses():
-            graph.initializers.pop(source.name)
+            graph.initializers.pop(source.name or "")
         fired += 1
     return fired
 

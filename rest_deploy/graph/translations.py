@@ -25,7 +25,8 @@ def _to_grid(tokens: ir.Value, like: ir.Value) -> ir.Value:
 
 
 def _key_share(p: ir.Value) -> ir.Value:
-    return op.Reciprocal(op.CastLike(op.Shape(p, start=3), p))
+    # p's own type is known here; CastLike would be resolved later, without its place in the model.
+    return op.Reciprocal(op.Cast(op.Shape(p, start=3), to=int(p.dtype or ir.DataType.FLOAT)))
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:

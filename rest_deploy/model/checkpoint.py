@@ -69,6 +69,7 @@ def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
     """
     if not path.is_file():
         raise CheckpointError(f"no such checkpoint: {path}")
+    content: object
     labels: tuple[str, ...] = ()
     if path.suffix == ".safetensors":
         content, labels = _read_safetensors(path)
@@ -163,7 +164,7 @@ def _read_pickle(path: Path) -> object:
     with torch.serialization.safe_globals([argparse.Namespace]):
         try:
             content: object = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # noqa: BLE001  # foreign bytes make the unpickler raise anything
+        except Exception as error:  # foreign bytes make the unpickler raise anything
             raise _translated(path, error) from error
     return content
 

@@ -26,7 +26,6 @@ from rest_deploy.model.rest import (
 )
 from rest_deploy.model.shape_ops import key_share, reshape, to_grid, to_tokens
 
-
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 
@@ -67,8 +66,8 @@ class NativeNorm(nn.Module):
 
     def __init__(self, heads: int) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.ones(heads))
-        self.register_buffer("bias", torch.zeros(heads))
+        self.weight = nn.Buffer(torch.ones(heads))
+        self.bias = nn.Buffer(torch.zeros(heads))
 
     def forward(self, p: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if not torch.onnx.is_in_onnx_export():
@@ -140,7 +139,7 @@ class DeployAttention(nn.Module):
         p, v = self.norm(scores.softmax(dim=-1), v)
         context = self.context(p, v)  # (B, h, N, d)
         context = context.squeeze(1) if h == 1 else reshape(context.transpose(1, 2), [0, 0, h * d])
-        return self.proj(context)  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
+        return self.proj(context)
 
 
 class DeployStage(Stage):
@@ -174,15 +173,17 @@ def split_key_value(model: ResT) -> int:
 
 
 def fold_batch_norm(model: ResT) -> int:
-    """conv, BatchNorm -> conv with bias: w' = w * g, b' = (b - mean) * g + beta, g = gamma / std."""
+    """conv, BatchNorm -> conv with bias: g = gamma / std, w' = w g, b' = (b - mean) g + beta."""
     fired = 0
     for module in model.modules():
         if isinstance(module, Stem):
-            module.conv1, module.norm1 = _folded(module.conv1, module.norm1)
-            module.conv2, module.norm2 = _folded(module.conv2, module.norm2)
+            _fold(module.conv1, module.norm1)
+            _fold(module.conv2, module.norm2)
+            module.norm1, module.norm2 = nn.Identity(), nn.Identity()
             fired += 2
         elif isinstance(module, PatchEmbedding):
-            module.conv, module.norm = _folded(module.conv, module.norm)
+            _fold(module.conv, module.norm)
+            module.norm = nn.Identity()
             fired += 1
     return fired
 
@@ -196,22 +197,14 @@ def fold_scale(model: ResT) -> int:
 
 
 def drop_key_bias(model: ResT) -> int:
-    """k's bias adds q_n . b to a whole row of scores; the mix keeps that, the softmax ignores it."""
-    fired = 0
-    for attention in _attentions(model):
-        fired += attention.k.bias is not None
-        attention.k.bias = None
-    return fired
+    """k's bias adds the same q_n . b to a whole row of scores, also after the mix: no effect."""
+    return sum(_drop_bias(attention.k) is not None for attention in _attentions(model))
 
 
 def drop_mix_bias(model: ResT) -> int:
     """transform_conv's bias is constant over the keys; the softmax ignores it."""
-    fired = 0
-    for attention in _attentions(model):
-        if attention.transform_conv is not None:
-            fired += attention.transform_conv.bias is not None
-            attention.transform_conv.bias = None
-    return fired
+    mixes = [attention.transform_conv for attention in _attentions(model)]
+    return sum(mix is not None and _drop_bias(mix) is not None for mix in mixes)
 
 
 def move_value_bias(model: ResT) -> int:
@@ -222,13 +215,11 @@ def move_value_bias(model: ResT) -> int:
     """
     fired = 0
     for attention in _attentions(model):
-        if attention.v.bias is None:
-            continue
-        if isinstance(attention.norm, PlainMap):
-            moved = attention.proj.weight @ attention.v.bias
-            attention.proj.bias = nn.Parameter(attention.proj.bias + moved)
-        attention.v.bias = None
-        fired += 1
+        bias = _drop_bias(attention.v)
+        if bias is not None and isinstance(attention.norm, PlainMap):
+            moved = attention.proj.weight @ bias
+            attention.proj.bias = nn.Parameter(attention.proj.bias + moved, requires_grad=False)
+        fired += bias is not None
     return fired
 
 
@@ -309,11 +300,18 @@ def _scale_linear(linear: nn.Linear, factor: float) -> None:
         linear.bias = nn.Parameter(linear.bias * factor, requires_grad=False)
 
 
-def _folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
-    if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None:
+def _drop_bias(module: nn.Linear | nn.Conv2d) -> Tensor | None:
+    """Remove the bias; returns what it was."""
+    bias = dict(module.named_parameters(recurse=False)).get("bias")
+    module.register_parameter("bias", None)
+    return bias
+
+
+def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
+    mean, variance = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
+    if not isinstance(norm, nn.BatchNorm2d) or mean is None or variance is None:
         raise InvariantError(f"expected a BatchNorm2d with statistics, got {norm}")
-    gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    gain = norm.weight / torch.sqrt(variance + norm.eps)
     bias = torch.zeros_like(gain) if conv.bias is None else conv.bias
     conv.weight = nn.Parameter(conv.weight * gain[:, None, None, None], requires_grad=False)
-    conv.bias = nn.Parameter((bias - norm.running_mean) * gain + norm.bias, requires_grad=False)
-    return conv, nn.Identity()
+    conv.bias = nn.Parameter((bias - mean) * gain + norm.bias, requires_grad=False)

@@ -54,16 +54,16 @@ class Stem(nn.Module):
         super().__init__()
         hidden = dim // 2
         self.conv1 = nn.Conv2d(3, hidden, kernel_size=3, stride=2, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(hidden)
+        self.norm1: nn.Module = nn.BatchNorm2d(hidden)
         self.conv2 = nn.Conv2d(hidden, hidden, kernel_size=3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(hidden)
+        self.norm2: nn.Module = nn.BatchNorm2d(hidden)
         self.conv3 = nn.Conv2d(hidden, dim, kernel_size=3, stride=2, padding=1, bias=False)
         self.pos = position_encoding(position, dim)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, C, H/4, W/4), rounded up
         x = torch.relu(self.norm1(self.conv1(x)))
         x = torch.relu(self.norm2(self.conv2(x)))
-        return self.pos(self.conv3(x))  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
+        return self.pos(self.conv3(x))
 
 
 class PatchEmbedding(nn.Module):
@@ -72,11 +72,11 @@ class PatchEmbedding(nn.Module):
     def __init__(self, dim_in: int, dim_out: int, position: PositionEncoding) -> None:
         super().__init__()
         self.conv = nn.Conv2d(dim_in, dim_out, kernel_size=3, stride=2, padding=1)
-        self.norm = nn.BatchNorm2d(dim_out)
+        self.norm: nn.Module = nn.BatchNorm2d(dim_out)
         self.pos = position_encoding(position, dim_out)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C', H/2, W/2), rounded up
-        return self.pos(self.norm(self.conv(x)))  # type: ignore[no-any-return]  # see Stem
+        return self.pos(self.norm(self.conv(x)))
 
 
 class MapNorm(nn.Module):
@@ -132,7 +132,7 @@ class EfficientAttention(nn.Module):
         if self.transform_norm is not None:
             p = self.transform_norm(p)
         context = (p @ v).transpose(1, 2).reshape(b, n, c)  # (B, N, C)
-        return self.proj(context)  # type: ignore[no-any-return]  # see Stem
+        return self.proj(context)
 
 
 class Mlp(nn.Module):
@@ -143,7 +143,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(dim * ratio, dim)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, N, C) -> (B, N, C)
-        return self.fc2(self.act(self.fc1(x)))  # type: ignore[no-any-return]  # see Stem
+        return self.fc2(self.act(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -164,7 +164,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, grid: Tensor) -> Tensor:  # see EfficientAttention
         x = x + self.attn(self.norm1(x), grid)
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]  # see Stem
+        return x + self.mlp(self.norm2(x))
 
 
 class Stage(nn.ModuleList):
@@ -220,7 +220,7 @@ class ResT(nn.Module):
         x = self.stage2(self.patch_embed_2(x))
         x = self.stage3(self.patch_embed_3(x))
         tokens = self.norm(self.stage4.tokens(self.patch_embed_4(x)))  # (B, N4, C4)
-        return self.head(tokens.mean(dim=1))  # type: ignore[no-any-return]  # see Stem
+        return self.head(tokens.mean(dim=1))
 
 
 def check_image_shape(image: Tensor) -> None:

@@ -47,7 +47,7 @@ def to_grid(tokens: Tensor, like: Tensor) -> Tensor:
 
 @to_grid.register_fake
 def _(tokens: Tensor, like: Tensor) -> Tensor:
-    return torch.empty_like(like)
+    return tokens.new_empty(like.shape)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::key_share", mutates_args=())

@@ -12,12 +12,12 @@ from rest_deploy.verify.parity import CaseResult, ParityReport
 FRESH_WARNING = "fresh weights (no --checkpoint): the predictions and the accuracy mean nothing"
 
 
-class ImagePredictions(Struct):
+class ImagePredictions(Struct, frozen=True):
     image: str
     predictions: tuple[Prediction, ...]
 
 
-class Predictions(Struct):
+class Predictions(Struct, frozen=True):
     """`fresh`: the model has no trained weights."""
 
     model: str

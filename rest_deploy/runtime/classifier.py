@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class Prediction(Struct):
+class Prediction(Struct, frozen=True):
     """One class for one image; `probability` is the softmax of the logits."""
 
     index: int

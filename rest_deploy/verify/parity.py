@@ -29,7 +29,7 @@ SIZES = ((224, 224), (192, 256), (200, 225), (97, 131), (448, 448))
 BATCHES = (1, 5)
 
 
-class Case(Struct):
+class Case(Struct, frozen=True):
     """One input shape."""
 
     batch: int
@@ -40,7 +40,7 @@ class Case(Struct):
         return f"{self.batch}x3x{self.height}x{self.width}"
 
 
-class CaseResult(Struct):
+class CaseResult(Struct, frozen=True):
     """Distances for one input shape; see `metrics`. `bound` is for `relative_error`."""
 
     case: Case
@@ -56,7 +56,7 @@ class CaseResult(Struct):
         return self.relative_error <= self.bound
 
 
-class ParityReport(Struct):
+class ParityReport(Struct, frozen=True):
     """A comparison over several shapes, with what was compared."""
 
     model: str

@@ -1,0 +1,26 @@
+"""Fixtures for all tests: what is expensive to make is made once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rest_deploy.artifact import read_sidecar, sha256_file, sidecar_path
+
+
+@pytest.fixture(scope="session")
+def exported_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """rest_nano.onnx with fresh weights of seed 0, its sidecar beside it: read it, or copy it."""
+    pytest.importorskip("torch")
+    from rest_deploy import verbs
+
+    folder = tmp_path_factory.mktemp("workspace")
+    model = folder / "rest_nano.onnx"
+    assert verbs.export("nano", output_dir=folder).path == str(model)
+    before = [sha256_file(path) for path in (model, sidecar_path(model))]
+    yield model
+    after = [sha256_file(path) for path in (model, sidecar_path(model))]
+    assert after == before, "a test changed the model that all tests share"
+    assert read_sidecar(model) is not None
