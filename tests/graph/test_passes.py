@@ -9,13 +9,13 @@ from rest_deploy.graph import passes
 from rest_deploy.graph.passes import PASSES, run_passes
 
 
-def node(op: str, inputs: list[ir.Value], **attributes: object) -> ir.Node:
+def node(op: str, inputs: list[ir.Value], **attributes: int | list[int]) -> ir.Node:
     made = ir.node(op, inputs=inputs, attributes=attributes or None)
     made.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     return made
 
 
-def weight(name: str, value: np.ndarray) -> ir.Value:  # type: ignore[type-arg]  # any dtype
+def weight(name: str, value: np.ndarray) -> ir.Value:
     return ir.val(name, const_value=ir.tensor(value, name=name))
 
 
