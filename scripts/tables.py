@@ -1,0 +1,82 @@
+"""Write the tables of README.md and docs/ from benchmarks/results/*.json.
+
+A table stands between `<!-- table: NAME -->` and `<!-- /table -->`; `--check` only compares.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def instance_norm() -> str:
+    """Relative error per form and size, fresh and trained weights side by side."""
+    records = {
+        kind: json.loads(path.read_text())
+        for kind in ("fresh", "trained")
+        if (path := RESULTS / f"instance_norm_lite_{kind}.json").is_file()
+    }
+    errors = {
+        (kind, row["form"], row["size"]): row["relative_error"]
+        for kind, record in records.items()
+        for row in record["rows"]
+    }
+    sizes = list(dict.fromkeys(size for _, _, size in errors))
+    lines = [_row(["weights", "form", *sizes]), _row(["---"] * (2 + len(sizes)))]
+    for kind in records:
+        for form in ("folded", "decomposed", "native", "stock"):
+            cells = [f"{errors[kind, form, size]:.1e}" for size in sizes]
+            lines.append(_row([kind, form, *cells]))
+    return "\n".join(lines)
+
+
+def instance_norm_variants() -> str:
+    """Median error of each way to write the folded form."""
+    record = json.loads((RESULTS / "instance_norm_variants.json").read_text())
+    lines = [_row(["form of the same function", "relative error"]), _row(["---", "---"])]
+    return "\n".join(
+        lines + [_row([row["form"], f"{row['median']:.1e}"]) for row in record["rows"]]
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "instance_norm": instance_norm,
+    "instance_norm_variants": instance_norm_variants,
+}
+
+
+def fill(text: str) -> str:
+    """`text` with every marked table made anew. Raises KeyError for an unknown name."""
+
+    def table(match: re.Match[str]) -> str:
+        return f"<!-- table: {match[1]} -->\n{TABLES[match[1]]()}\n<!-- /table -->"
+
+    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- /table -->", table, text, flags=re.DOTALL)
+
+
+def _row(cells: list[Any]) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def main() -> int:
+    stale = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = path.read_text(encoding="utf-8")
+        filled = fill(text)
+        if filled != text:
+            stale.append(path.name)
+            if "--check" not in sys.argv:
+                path.write_text(filled, encoding="utf-8")
+    print("tables made anew in: " + (", ".join(stale) or "nothing"))
+    return 1 if stale and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
