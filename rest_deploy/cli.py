@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import sys
+import threading
+import traceback
 import warnings
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rest_deploy import __version__
-from rest_deploy.errors import RestDeployError
+from rest_deploy.errors import InputError, RestDeployError
 
 if TYPE_CHECKING:
     from rest_deploy.verbs import Progress
+
+
+INTERRUPT = "rest_deploy.interrupt"
+"""Key of the command's `Interrupt` in click's context."""
+
+TRACEBACK_VARIABLE = "REST_DEPLOY_TRACEBACK"
+"""Set to anything: internal errors print where they come from."""
 
 
 class Sizes(click.ParamType[tuple[tuple[int, int], ...]]):
@@ -29,11 +42,11 @@ class Sizes(click.ParamType[tuple[tuple[int, int], ...]]):
     ) -> tuple[tuple[int, int], ...]:
         if isinstance(value, tuple):
             return value
-        try:
-            pairs = [tuple(int(side) for side in word.split("x")) for word in value.split(",")]
-            return tuple((pair[0], pair[-1]) for pair in pairs if 1 <= len(pair) <= 2)
-        except ValueError:
+        words = value.split(",")
+        if not all(re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)?", word) for word in words):
             self.fail(f"{value!r} is not a list of sizes like 224,200x225 (height x width)")
+        sides = [[int(side) for side in word.split("x")] for word in words]
+        return tuple((pair[0], pair[-1]) for pair in sides)
 
 
 class Numbers(click.ParamType[tuple[int, ...]]):
@@ -50,27 +63,68 @@ class Numbers(click.ParamType[tuple[int, ...]]):
         if isinstance(value, tuple):
             return value
         words = value.split(",")
-        if not all(word.isdigit() and int(word) > 0 for word in words):
+        if not all(re.fullmatch(r"[1-9][0-9]*", word) for word in words):
             self.fail(f"{value!r} is not a list of positive whole numbers like 1,5")
         return tuple(int(word) for word in words)
 
 
+class Interrupt:
+    """Ctrl-C, remembered: libraries swallow KeyboardInterrupt while they import or trace."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raise what was swallowed; called between the steps of a long command."""
+        if self.seen:
+            raise KeyboardInterrupt
+
+
 class Commands(click.Group):
-    """Turns the error tree into one line and an exit code."""
+    """Turns every failure into one line and a documented exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         # Pillow's own bound is ours, and an error: preprocess.MAX_PIXELS.
         warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
+        interrupt = Interrupt()
+        ctx.meta[INTERRUPT] = interrupt
+        in_main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, interrupt) if in_main else None
         try:
             return super().invoke(ctx)
-        except RestDeployError as error:
-            click.echo(f"error: {error.message}", err=True)
-            if error.hint:
-                click.echo(f"       {error.hint}", err=True)
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("interrupted; nothing half-written is left", err=True)
-            ctx.exit(130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  # reported, with its exit code
+            ctx.exit(_report(error, interrupt))
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGINT, before)
+
+
+def _report(error: BaseException, interrupt: Interrupt) -> int:
+    """Print one line on stderr; returns the exit code of errors.py."""
+    if interrupt.seen or isinstance(error, KeyboardInterrupt):
+        click.echo("interrupted; nothing half-written is left", err=True)
+        return 130
+    if isinstance(error, OSError) and not isinstance(error, RestDeployError):
+        place = f": {error.filename}" if error.filename else ""
+        click.echo(f"error: {error.strerror or error}{place}"[:300], err=True)
+        return InputError.exit_code
+    if not isinstance(error, RestDeployError):
+        if os.environ.get(TRACEBACK_VARIABLE):
+            traceback.print_exception(error)
+        reason = " ".join(str(error).split())[:200]
+        click.echo(f"error: {type(error).__name__}: {reason}", err=True)
+        click.echo(f"       please report this with the output of {TRACEBACK_VARIABLE}=1", err=True)
+        return RestDeployError.exit_code
+    click.echo(f"error: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"       {error.hint}", err=True)
+    return error.exit_code
 
 
 PATH = click.Path(path_type=Path)
@@ -109,7 +163,13 @@ def main() -> None:
 @click.option("--opset", type=int, help="ONNX opset, 18 to 23. [default: 20]")
 @click.option("--num-classes", type=click.IntRange(min=0), help="0: no head, embeddings.")
 @click.option("--labels", help="File with one class name a line.")
-@click.option("--seed", default=0, show_default=True, help="Of fresh weights.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Of fresh weights.",
+)
 @click.option("--output-dir", type=PATH, help="[default: the workspace]")
 @workspace_option
 @json_option
@@ -235,12 +295,14 @@ def _print(report: Any, as_json: bool, render: Any) -> None:
 
 def _progress(as_json: bool) -> Progress:
     """One plain line a finished step, on stderr, so that stdout stays the report."""
-    from rest_deploy import verbs
+    interrupt = click.get_current_context().meta[INTERRUPT]
 
     def show(step: str, seconds: float) -> None:
-        click.echo(f"  {step} ({seconds:.1f} s)", err=True)
+        interrupt.check()
+        if not as_json:
+            click.echo(f"  {step} ({seconds:.1f} s)", err=True)
 
-    return verbs.silent if as_json else show
+    return show
 
 
 if __name__ == "__main__":

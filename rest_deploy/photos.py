@@ -46,7 +46,7 @@ EXTRA = "demo"
 SEED_STREAM: dict[Split, int] = {"train": 0, "test": 1}
 """Keeps the random streams of the splits apart when both are asked for with the same seed."""
 
-SHORT_SIDE: dict[Split, tuple[float, float]] = {"train": (0.45, 1.1), "test": (0.6, 1.0)}
+SHORT_SIDE: dict[Split, tuple[float, float]] = {"train": (0.3, 1.1), "test": (0.6, 1.0)}
 """Smallest and largest shorter side of a crop, in shorter sides of the held-out quarter.
 
 Train crops vary more, so that every scale of a test crop is inside what training saw.

@@ -122,9 +122,9 @@ def training_batch(
 
 def _jitter(pixels: Tensor, generator: np.random.Generator) -> Tensor:
     """Random brightness, contrast and saturation for each image. (B, 3, H, W), 0..1, both ways."""
-    low, high = (0.85, 0.8, 0.7), (1.15, 1.25, 1.3)
+    low, high = (0.94, 0.92, 0.88), (1.06, 1.1, 1.12)
     drawn = generator.uniform(low, high, (len(pixels), 3)).astype(np.float32)
-    brightness, contrast, saturation = torch.from_numpy(drawn.T.reshape(3, -1, 1, 1, 1))
+    brightness, contrast, saturation = torch.from_numpy(drawn.T.reshape(3, -1, 1, 1, 1)).unbind()
     grey = pixels.mean(dim=1, keepdim=True)
     mean = grey.mean(dim=(2, 3), keepdim=True)
     pixels = grey + (pixels - grey) * saturation

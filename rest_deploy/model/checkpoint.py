@@ -153,10 +153,21 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         with safe_open(path, framework="pt") as stream:
             metadata: dict[str, str] = stream.metadata() or {}
             state = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  # not a dict
-        labels = tuple(str(label) for label in json.loads(metadata.get(LABELS_FIELD, "[]")))
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    return state, labels
+    return state, _labels(path, metadata.get(LABELS_FIELD, "[]"))
+
+
+def _labels(path: Path, text: str) -> tuple[str, ...]:
+    try:
+        labels = json.loads(text)
+    except json.JSONDecodeError:
+        labels = None
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise CheckpointError(
+            f"{path}: the metadata {LABELS_FIELD} is not a JSON list of names: {text[:60]!r}"
+        )
+    return tuple(labels)
 
 
 def _read_pickle(path: Path) -> object:
@@ -254,7 +265,9 @@ def _check_values(checkpoint: Checkpoint) -> None:
     for name, value in checkpoint.state.items():
         if _is_counter(name):
             continue
-        if not value.is_floating_point():
+        if value.layout != torch.strided or value.is_meta:
+            bad.append(f"{name} is not a plain tensor ({value.layout}, {value.device})")
+        elif not value.is_floating_point():
             bad.append(f"{name} is {value.dtype}")
         elif not bool(torch.isfinite(value).all()):
             bad.append(f"{name} has NaN or infinite values")

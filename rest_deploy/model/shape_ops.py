@@ -1,7 +1,7 @@
 """Shape changes that do not name a size, one torch operator each.
 
-`tensor.reshape(b, n, h, d)` writes the sizes of the traced example into the graph, or, with
-symbolic sizes, a chain of integer arithmetic for every reshape and a trace several times slower. These
+`tensor.reshape(b, n, h, d)` writes the sizes of the traced example into the graph; with symbolic
+sizes it writes a chain of integer arithmetic, and tracing takes several times longer. These
 operators say the same in ONNX's own terms: 0 keeps an input size, -1 takes what is left, a
 map's size is read off another map. The exported graph is dynamic in batch, height and width by
 construction. Their ONNX translations: graph/translations.py.
