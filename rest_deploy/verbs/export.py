@@ -1,0 +1,202 @@
+"""Checkpoint -> checked ONNX file."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from rest_deploy.artifact import Parity, Sidecar, publish, sha256_file, staging
+from rest_deploy.cards import load_card, read_labels
+from rest_deploy.contracts import InstanceNormForm, ModelMetadata, Struct
+from rest_deploy.errors import VerificationError, require
+from rest_deploy.verbs.progress import Progress, silent, step
+from rest_deploy.verify.parity import Case, CaseResult, bound, compare, synthetic_images
+
+if TYPE_CHECKING:
+    from rest_deploy.model.reference import Reference
+
+EXPORT_CASES = (
+    Case(batch=1, height=32, width=32),
+    Case(batch=3, height=97, width=131),
+    Case(batch=1, height=224, width=224),
+)
+
+UNFOLDED_SLACK = 100.0
+"""The native and decomposed InstanceNorm lose precision with the size of the map; at small
+sizes they must still be within this many times the card's bound, which proves the graph."""
+
+UNFOLDED_PROVEN_PIXELS = 128 * 160
+
+
+class ExportReport(Struct, frozen=True):
+    """What `rest-deploy export` did."""
+
+    path: str
+    metadata: ModelMetadata
+    parity: tuple[CaseResult, ...]
+    rewrites: dict[str, int]
+    passes: dict[str, int]
+    size_bytes: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+def export(
+    variant: str,
+    *,
+    output_dir: Path,
+    checkpoint: Path | None = None,
+    checkpoint_key: str | None = None,
+    instance_norm: InstanceNormForm = "folded",
+    opset: int | None = None,
+    num_classes: int | None = None,
+    labels: str | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> ExportReport:
+    """Checkpoint -> checked ONNX file and sidecar in `output_dir`.
+
+    The file gets its name after onnx.checker, loading in ONNX Runtime and parity with the float64
+    reference at several sizes; until then, and on any error, what was there stays.
+    labels: a file with one class name a line, or the name of a packaged list.
+    Raises `CheckpointError`, `CardError`, `InputError`, `OutputError`, `MissingDependencyError`,
+    `VerificationError` (the exported graph does not compute the reference function).
+    """
+    started = time.monotonic()
+    for module in ("torch", "onnx", "onnxscript", "safetensors"):
+        require(module, "export")
+    require("onnxruntime", "onnxruntime")
+    card = load_card(variant)
+    with step(progress, "imported PyTorch"):
+        from rest_deploy.graph import export as graph_export
+        from rest_deploy.model.checkpoint import load_model, read_checkpoint
+        from rest_deploy.model.deploy import to_deploy
+        from rest_deploy.model.reference import Reference
+    with step(progress, "loaded the weights"):
+        source = read_checkpoint(checkpoint, checkpoint_key) if checkpoint else None
+        loaded = load_model(card, source, num_classes=num_classes, seed=seed)
+    used_opset = graph_export.DEFAULT_OPSET if opset is None else opset
+    metadata = ModelMetadata(
+        schema=1,
+        variant=card.variant,
+        card=card,
+        num_classes=loaded.num_classes,
+        labels=_labels(labels, loaded.labels, card.head.labels, card.head.num_classes,
+                       loaded.num_classes),
+        input_name="image",
+        output_name="logits" if loaded.num_classes else "embedding",
+        instance_norm=instance_norm,
+        opset=used_opset,
+        weights=loaded.weights,
+        tools=graph_export.tool_versions(),
+    )  # fmt: skip
+    with staging(output_dir) as folder:
+        with step(progress, "rewrote and traced the model"):
+            deployed, rewrites = to_deploy(loaded.module, instance_norm)
+            graph, passes = graph_export.trace(deployed, used_opset, metadata.output_name)
+        target = output_dir / file_name(metadata)
+        staged = folder / target.name
+        with step(progress, "wrote and checked the ONNX file"):
+            graph_export.describe(graph, msgspec.json.encode(metadata).decode())
+            graph_export.save(graph, staged)
+        with step(progress, "compared with PyTorch in float64"):
+            results, warnings = _prove(staged, metadata, Reference(loaded.module))
+        sidecar = Sidecar(
+            schema=1,
+            kind="onnx",
+            file=target.name,
+            sha256=sha256_file(staged),
+            size_bytes=staged.stat().st_size,
+            metadata=metadata,
+            parity=Parity(
+                reference="float64",
+                relative_error=max(result.relative_error for result in results),
+                max_abs_error=max(result.max_abs_error for result in results),
+                agreement=min(result.agreement for result in results),
+                bound=bound(metadata),
+                cases=tuple(str(result.case) for result in results),
+            ),
+            passes={**rewrites, **passes},
+            command=_command(variant, checkpoint, instance_norm, used_opset, num_classes),
+        )
+        publish(staged, target, sidecar)
+    return ExportReport(
+        path=str(target),
+        metadata=metadata,
+        parity=results,
+        rewrites=rewrites,
+        passes=passes,
+        size_bytes=sidecar.size_bytes,
+        seconds=time.monotonic() - started,
+        warnings=warnings,
+    )
+
+
+def file_name(metadata: ModelMetadata) -> str:
+    """rest_lite.onnx; other InstanceNorm forms carry theirs: rest_lite.native.onnx."""
+    form = "" if metadata.instance_norm == "folded" else f".{metadata.instance_norm}"
+    return f"{metadata.card.name}{form}.onnx"
+
+
+def _prove(
+    staged: Path, metadata: ModelMetadata, reference: Reference
+) -> tuple[tuple[CaseResult, ...], tuple[str, ...]]:
+    """Parity of a staged file. Returns the results and warnings; raises `VerificationError`."""
+    from rest_deploy.runtime.session import Session
+
+    session, limit = Session.open(staged), bound(metadata)
+    results = compare(session.run, reference, EXPORT_CASES, synthetic_images, limit)
+    folded = metadata.instance_norm == "folded" or not metadata.card.architecture.attention_norm
+    for result in results:
+        small = result.case.height * result.case.width <= UNFOLDED_PROVEN_PIXELS
+        allowed = limit if folded else limit * UNFOLDED_SLACK
+        if (folded or small) and not result.relative_error <= allowed:
+            raise VerificationError(
+                f"the exported graph departs from PyTorch: relative error "
+                f"{result.relative_error:.1e} at {result.case}, expected at most {allowed:.0e}; "
+                "nothing was written",
+                hint="please report this with the variant and the opset",
+            )
+    beyond = [result for result in results if not result.passed]
+    warnings = []
+    if beyond:
+        worst = max(beyond, key=lambda result: result.relative_error)
+        warnings.append(
+            f"the {metadata.instance_norm} InstanceNorm is ill-conditioned in float32: relative "
+            f"error {worst.relative_error:.1e} at {worst.case}, above the card's {limit:.0e}; "
+            "--instance-norm folded computes the same function exactly"
+        )
+    return results, tuple(warnings)
+
+
+def _labels(
+    option: str | None, stored: tuple[str, ...], packaged: str, packaged_classes: int, classes: int
+) -> tuple[str, ...]:
+    """The user's list, else the checkpoint's own, else the card's if it has the class count."""
+    if classes == 0:
+        return ()
+    if option is not None:
+        return read_labels(option, classes)
+    if len(stored) == classes:
+        return stored
+    return read_labels(packaged if classes == packaged_classes else "", classes)
+
+
+def _command(
+    variant: str,
+    checkpoint: Path | None,
+    instance_norm: str,
+    opset: int,
+    num_classes: int | None,
+) -> str:
+    words = ["rest-deploy", "export", "--variant", variant]
+    if checkpoint is not None:
+        words += ["--checkpoint", str(checkpoint)]
+    if num_classes is not None:
+        words += ["--num-classes", str(num_classes)]
+    words += ["--instance-norm", instance_norm, "--opset", str(opset)]
+    return shlex.join(words)

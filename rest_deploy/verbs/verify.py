@@ -1,0 +1,83 @@
+"""Exported model against the PyTorch reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rest_deploy.artifact import newest
+from rest_deploy.errors import require
+from rest_deploy.verify.parity import (
+    BATCHES,
+    SIZES,
+    Case,
+    Float32,
+    ParityReport,
+    bound,
+    compare,
+    load_reference,
+    photo_images,
+    synthetic_images,
+)
+
+if TYPE_CHECKING:
+    from rest_deploy.model.reference import Precision
+    from rest_deploy.runtime.session import Session
+
+
+def verify(
+    model: Path | None,
+    *,
+    workspace: Path,
+    reference: Precision = "float64",
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    batches: Sequence[int] = BATCHES,
+    images: Path | None = None,
+    checkpoint: Path | None = None,
+    threads: int | None = None,
+) -> ParityReport:
+    """Compare an exported model (None: the newest of `workspace`) with the PyTorch reference.
+
+    images: a folder of photos; None: scikit-image's photos if it is installed, else seeded
+    synthetic images. Raises `ArtifactError`, `CheckpointError`, `ImageError`.
+    """
+    require("torch", "export")
+    from rest_deploy.model.reference import Reference
+
+    session = open_session(model, workspace, threads)
+    metadata = session.metadata
+    make, source = _parity_images(images, session)
+    module = load_reference(metadata, checkpoint)
+    cases = [Case(batch=b, height=h, width=w) for h, w in sizes for b in batches]
+    results = compare(session.run, Reference(module, reference), cases, make, bound(metadata))
+    return ParityReport(
+        model=str(session.path),
+        backend=session.runner.backend,
+        reference=reference,
+        inputs=source,
+        results=results,
+    )
+
+
+def open_session(model: Path | None, workspace: Path, threads: int | None = None) -> Session:
+    """The named model, or the newest export of the workspace."""
+    from rest_deploy.runtime.session import Session
+
+    return Session.open(model or newest(workspace, ".onnx"), threads=threads)
+
+
+def _parity_images(images: Path | None, session: Session) -> tuple[Callable[[Case], Float32], str]:
+    """Where parity inputs come from, and the words for it."""
+    from rest_deploy import photos
+    from rest_deploy.preprocess import list_images
+
+    preprocessing = session.metadata.card.preprocessing
+    if images is not None:
+        found = list_images(images)
+        return photo_images(found, preprocessing), f"{len(found)} images of {images}"
+    if photos.available():
+        crops = photos.crops("test", 32, seed=0)
+        loaded = [photos.load(crop) for crop in crops]
+        return photo_images(loaded, preprocessing), "32 crops of scikit-image's photos"
+    return synthetic_images, "seeded synthetic images (scikit-image is not installed)"
