@@ -172,7 +172,10 @@ def publish(staged: Path, target: Path, sidecar: Sidecar) -> None:
     previous = staged.with_name(f"{staged.name}.previous")
     with _uninterrupted():
         if target.exists():
-            os.link(target, previous)
+            try:
+                os.link(target, previous)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(target, previous)
         os.replace(staged, target)
         try:
             os.replace(staged_sidecar, sidecar_path(target))

@@ -43,7 +43,7 @@ class Sizes(click.ParamType[tuple[tuple[int, int], ...]]):
         if isinstance(value, tuple):
             return value
         words = value.split(",")
-        if not all(re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)?", word) for word in words):
+        if not all(re.fullmatch(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4})?", word) for word in words):
             self.fail(f"{value!r} is not a list of sizes like 224,200x225 (height x width)")
         sides = [[int(side) for side in word.split("x")] for word in words]
         return tuple((pair[0], pair[-1]) for pair in sides)
@@ -63,7 +63,7 @@ class Numbers(click.ParamType[tuple[int, ...]]):
         if isinstance(value, tuple):
             return value
         words = value.split(",")
-        if not all(re.fullmatch(r"[1-9][0-9]*", word) for word in words):
+        if not all(re.fullmatch(r"[1-9][0-9]{0,4}", word) for word in words):
             self.fail(f"{value!r} is not a list of positive whole numbers like 1,5")
         return tuple(int(word) for word in words)
 
@@ -92,8 +92,10 @@ class Commands(click.Group):
         warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
         interrupt = Interrupt()
         ctx.meta[INTERRUPT] = interrupt
+        # Not where SIGINT is ignored (a background job) or somebody else's.
+        usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         in_main = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGINT, interrupt) if in_main else None
+        before = signal.signal(signal.SIGINT, interrupt) if in_main and usual else None
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
@@ -136,7 +138,7 @@ workspace_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads per operator. [default: all cores]"
+    "--threads", type=click.IntRange(1, 1024), help="Threads per operator. [default: all cores]"
 )
 
 
@@ -161,7 +163,7 @@ def main() -> None:
     help="Form of the InstanceNorm on the attention map; folded is exact and accurate.",
 )
 @click.option("--opset", type=int, help="ONNX opset, 18 to 23. [default: 20]")
-@click.option("--num-classes", type=click.IntRange(min=0), help="0: no head, embeddings.")
+@click.option("--num-classes", type=click.IntRange(0, 1_000_000), help="0: no head, embeddings.")
 @click.option("--labels", help="File with one class name a line.")
 @click.option(
     "--seed",

@@ -320,6 +320,18 @@ def test_writing_that_really_fails_midway(workspace: Path) -> None:
 
 
 @pytest.mark.usefixtures("fast_trace")
+def test_file_system_without_hard_links(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_arguments: object, **_options: object) -> NoReturn:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+    before = sha256_file(sidecar_path(model))
+    done("export", "--variant", "nano", "--instance-norm", "folded", "--output-dir", model.parent)
+    assert read_sidecar(model) is not None
+    assert sha256_file(sidecar_path(model)) != before  # it counts the rewrites of this export
+
+
+@pytest.mark.usefixtures("fast_trace")
 def test_graph_that_departs_from_the_weights(workspace: Path) -> None:
     """Seed 1 is asked for, the graph has the weights of seed 0: it must not get the name."""
     refuses_export(workspace, 1, ["departs from PyTorch", "nothing was written"], "--seed", 1)

@@ -269,9 +269,9 @@ def _check_values(checkpoint: Checkpoint) -> None:
             bad.append(f"{name} is not a plain tensor ({value.layout}, {value.device})")
         elif not value.is_floating_point():
             bad.append(f"{name} is {value.dtype}")
-        elif not bool(torch.isfinite(value).all()):
+        elif not bool(torch.isfinite(value.float()).all()):
             bad.append(f"{name} has NaN or infinite values")
-        elif name.endswith("running_var") and bool((value < 0).any()):
+        elif name.endswith("running_var") and bool((value.float() < 0).any()):
             bad.append(f"{name} has a negative variance")
     if bad:
         raise CheckpointError(

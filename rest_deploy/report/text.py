@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 
 from rest_deploy.contracts import ModelMetadata, Struct
 from rest_deploy.runtime.classifier import Prediction
 from rest_deploy.verbs import ExportReport, Inspection, VariantTable
 from rest_deploy.verify.parity import CaseResult, ParityReport
+
+WIDTH = 100
+"""Columns of a terminal."""
 
 FRESH_WARNING = "fresh weights (no --checkpoint): the predictions and the accuracy mean nothing"
 
@@ -45,8 +49,8 @@ def export(report: ExportReport) -> str:
         f"opset {report.metadata.opset}, {report.size_bytes / 1e6:.1f} MB, "
         f"{report.seconds:.1f} s",
         f"weights: {_weights(report.metadata)}",
-        "rewrites: " + ", ".join(f"{name} {count}" for name, count in report.rewrites.items()),
-        "passes: " + ", ".join(f"{name} {count}" for name, count in report.passes.items()),
+        _counts("rewrites", report.rewrites),
+        _counts("passes", report.passes),
         "",
         case_table(report.parity),
     ]
@@ -112,7 +116,9 @@ def variants(listing: VariantTable) -> str:
         for row in listing.rows
     ]
     sources = sorted({row.source for row in listing.rows if row.source})
-    return "\n".join([table(header, rows, left=2), "", listing.note, *sources])
+    return "\n".join(
+        [table(header, rows, left=2), "", textwrap.fill(listing.note, WIDTH), *sources]
+    )
 
 
 def inspection(found: Inspection) -> str:
@@ -164,6 +170,12 @@ def _weights(metadata: ModelMetadata) -> str:
         return f"fresh, seed {weights.seed}"
     entry = f" [{weights.key}]" if weights.key else ""
     return f"{weights.path}{entry}, sha256 {weights.sha256[:12]}"
+
+
+def _counts(title: str, counts: Mapping[str, int]) -> str:
+    """How often each transformation fired, wrapped."""
+    listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return textwrap.fill(f"{title}: {listed}", WIDTH, subsequent_indent="  ")
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -12,7 +12,7 @@ import msgspec
 from rest_deploy.artifact import Parity, Sidecar, publish, sha256_file, staging
 from rest_deploy.cards import load_card, read_labels
 from rest_deploy.contracts import InstanceNormForm, ModelMetadata, Struct
-from rest_deploy.errors import VerificationError, require
+from rest_deploy.errors import CheckpointError, VerificationError, require
 from rest_deploy.verbs.progress import Progress, silent, step
 from rest_deploy.verify.parity import Case, CaseResult, bound, compare, synthetic_images
 
@@ -181,7 +181,12 @@ def _labels(
         return ()
     if option is not None:
         return read_labels(option, classes)
-    if len(stored) == classes:
+    if stored and len(stored) != classes:
+        raise CheckpointError(
+            f"the checkpoint names {len(stored)} labels and has {classes} classes",
+            hint="--labels FILE gives the right ones",
+        )
+    if stored:
         return stored
     return read_labels(packaged if classes == packaged_classes else "", classes)
 

@@ -109,7 +109,6 @@ def test_wheel_has_nothing_else(names: set[str]) -> None:
     }
 
 
-@pytest.mark.xfail(strict=True, reason="rest_deploy/py.typed does not exist")
 def test_wheel_is_typed_as_it_says(wheel: Path, names: set[str]) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
