@@ -1,0 +1,57 @@
+"""Node name -> (block, role): the vocabulary of recipes, reports and precision proofs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Role = Literal[
+    "stem", "patch", "pa", "qkv", "scores", "transform", "norm", "context", "proj", "sr", "mlp",
+    "head",
+]  # fmt: skip
+"""A block's own names. qkv: the three projections; scores: q k^T; transform: the head mix;
+norm: what stands between softmax and context; context: map times v; mlp: fc1 and fc2;
+pa: the position encoding's depthwise convolution; sr: the spatial reduction's."""
+
+ROLES: tuple[Role, ...] = get_args(Role)
+
+_PATTERNS: tuple[tuple[str, Role], ...] = (
+    (r"stem\.conv\d\.Conv", "stem"),
+    (r"patch_embed_\d\.conv\.Conv", "patch"),
+    (r".*\.pos\.(pa|gl)_conv\.Conv", "pa"),
+    (r".*\.attn\.[qkv]\.MatMul", "qkv"),
+    (r".*\.attn\.scores\.MatMul", "scores"),
+    (r".*\.attn\.transform_conv\.Conv", "transform"),
+    (r".*\.attn\.norm\..*", "norm"),
+    (r".*\.attn\.context\.MatMul", "context"),
+    (r".*\.attn\.proj\.MatMul", "proj"),
+    (r".*\.attn\.sr\.Conv", "sr"),
+    (r".*\.mlp\.fc[12]\.MatMul", "mlp"),
+    (r"head\.(Gemm|MatMul)", "head"),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A computing node's place: block "stage3.4", "patch_embed_2", "stem" or "head", and role."""
+
+    block: str
+    role: Role
+
+    def __str__(self) -> str:
+        return f"{self.block}:{self.role}"
+
+
+def place(node_name: str) -> Place | None:
+    """The place of a node, None for one without a role (reshapes, residual adds, LayerNorms)."""
+    for pattern, role in _PATTERNS:
+        if re.fullmatch(pattern, node_name):
+            return Place(block(node_name), role)
+    return None
+
+
+def block(node_name: str) -> str:
+    """ "stage3.4.attn.q.MatMul" -> "stage3.4"; other nodes -> the first part of their name."""
+    match = re.match(r"stage\d\.\d+(?=\.)", node_name)
+    return match[0] if match else node_name.split(".")[0]

@@ -1,0 +1,119 @@
+"""Stream images through the float graph and keep what scales are chosen from.
+
+For every observed tensor: the exact largest magnitude (all of it and per channel), per-channel
+means, and a histogram of magnitudes with one bin a bfloat16. Bins of relative width need no range
+in advance: one pass, any order, any mix of sizes, and a memory that does not depend on the number
+of images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from rest_deploy.errors import InputError
+from rest_deploy.quant.scales import BINS
+
+Float32 = npt.NDArray[np.float32]
+
+SAMPLING_STRIDE = 5
+"""Every fifth value goes into the histogram (coprime to all channel counts, so that all channels
+take part); maxima and means see every value."""
+
+
+@dataclass
+class Observation:
+    """Running statistics of one tensor with channels on `axis`; updated in place by `observe`."""
+
+    axis: int
+    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    channel_largest: Float32 = field(default_factory=lambda: np.zeros(0, np.float32))
+    channel_sum: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    values: int = 0
+
+    @property
+    def largest(self) -> float:
+        return float(self.channel_largest.max()) if len(self.channel_largest) else 0.0
+
+    @property
+    def channel_mean(self) -> npt.NDArray[np.float64]:
+        """Mean of each channel over everything seen."""
+        return self.channel_sum / max(1, self.values // len(self.channel_sum))
+
+    def add(self, array: Float32) -> None:
+        """Take one batch in. Raises `InputError` for NaN or infinity."""
+        rows = array.reshape(-1, array.shape[-1]) if self.axis in (-1, array.ndim - 1) else (
+            np.moveaxis(array, self.axis, -1).reshape(-1, array.shape[self.axis])
+        )  # fmt: skip
+        high, low = rows.max(axis=0), rows.min(axis=0)
+        largest = np.maximum(high, -low)
+        if not np.isfinite(largest).all():
+            raise InputError("a tensor has NaN or infinite values on the calibration images")
+        if not len(self.channel_largest):
+            self.channel_largest = np.zeros_like(largest)
+            self.channel_sum = np.zeros(len(largest))
+        self.channel_largest = np.maximum(self.channel_largest, largest)
+        self.channel_sum += rows.sum(axis=0, dtype=np.float32)
+        self.values += rows.size
+        sample = np.ascontiguousarray(array.reshape(-1)[::SAMPLING_STRIDE])
+        # The upper half of a float32 is a bfloat16; without its sign bit it numbers the bins.
+        codes = (sample.view(np.uint32) >> np.uint32(16)) & np.uint32(0x7FFF)
+        self.counts += np.bincount(codes.astype(np.intp), minlength=BINS)
+
+
+Progress = Callable[[int], None]
+"""Called with the number of images done so far."""
+
+
+def observe(
+    model: Path,
+    tensors: dict[str, int],
+    batches: Iterable[Float32],
+    *,
+    progress: Progress = lambda _done: None,
+    threads: int | None = None,
+) -> dict[str, Observation]:
+    """Run `batches` ((N, 3, H, W) float32 each) and observe `tensors` (name -> channel axis).
+
+    model: an ONNX file. Returns one observation per tensor. Raises `InputError` naming the first
+    tensor with a non-finite value.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        with_outputs(model, list(tensors)), options, providers=["CPUExecutionProvider"]
+    )
+    observations = {name: Observation(axis) for name, axis in tensors.items()}
+    names = list(tensors)
+    done = 0
+    for batch in batches:
+        for name, array in zip(names, session.run(names, {"image": batch}), strict=True):
+            try:
+                observations[name].add(array)
+            except InputError as error:
+                raise InputError(f"{name}: {error.message}") from error
+        done += len(batch)
+        progress(done)
+    return observations
+
+
+def with_outputs(model: Path, tensors: Sequence[str]) -> bytes:
+    """The serialized model with `tensors` as graph outputs instead of its own."""
+    import onnx
+
+    proto = onnx.load(model)
+    own = {value.name: value for value in (*proto.graph.input, *proto.graph.output)}
+    del proto.graph.output[:]
+    for name in tensors:
+        proto.graph.output.append(
+            own.get(name) or onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        )
+    return bytes(proto.SerializeToString())

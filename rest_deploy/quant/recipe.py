@@ -1,0 +1,78 @@
+"""calibration/*.toml -> validated recipes: which roles are quantized, and how."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from rest_deploy.cards import data_directory
+from rest_deploy.contracts import Struct
+from rest_deploy.errors import CardError
+from rest_deploy.graph.roles import ROLES, Place
+from rest_deploy.quant.scales import Algorithm, Format
+
+
+class Scaling(Struct, frozen=True):
+    """How thresholds are chosen; see `scales.ALGORITHMS`."""
+
+    algorithm: Algorithm = "minmax"
+
+
+class Corrections(Struct, frozen=True):
+    """What is done to the float graph so that less is lost; see `equalize` and `insert_qdq`."""
+
+    equalization: float = 0.0
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.equalization <= 1.0:
+            raise ValueError(f"equalization must be within 0 and 1, got {self.equalization}")
+
+
+class Recipe(Struct, frozen=True):
+    """Which roles are quantized. `float_places` ("stage2.0:proj", "stage1:mlp") are exceptions."""
+
+    schema: Literal[1]
+    name: str
+    format: Format
+    quantize: tuple[str, ...]
+    float_places: tuple[str, ...] = ()
+    activations: Scaling = Scaling()
+    corrections: Corrections = Corrections()
+
+    def __post_init__(self) -> None:
+        for role in (*self.quantize, *(place.partition(":")[2] for place in self.float_places)):
+            if role not in ROLES:
+                close = difflib.get_close_matches(role, ROLES, n=1, cutoff=0.3)
+                mend = f"; did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"unknown role {role!r}; roles: {', '.join(ROLES)}{mend}")
+
+    def wants(self, place: Place) -> bool:
+        """Whether a node at `place` is to be quantized."""
+        excepted = any(
+            place.role == role and re.match(rf"{re.escape(block)}(\.|$)", place.block)
+            for block, _, role in (entry.partition(":") for entry in self.float_places)
+        )
+        return place.role in self.quantize and not excepted
+
+
+def load_recipe(name: str) -> Recipe:
+    """A packaged recipe ("int8", "fp8") or a path to a TOML file. Raises `CardError`."""
+    path = Path(name) if name.endswith(".toml") else data_directory("calibration") / f"{name}.toml"
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8-sig")), Recipe)
+    except FileNotFoundError as error:
+        known = sorted(p.stem for p in data_directory("calibration").glob("*.toml"))
+        raise CardError(
+            f"no such recipe: {name}; packaged ones: {', '.join(known)}",
+            hint="a path to a recipe (.toml) works too",
+        ) from error
+    except OSError as error:
+        raise CardError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeError, msgspec.ValidationError) as error:
+        raise CardError(f"the recipe {path} is not valid: {error}") from error
