@@ -7,7 +7,9 @@ confident, which fresh weights are not: quantization and parity are measured on 
 
 With --steps the result depends on the seed, the number of threads and the torch build alone;
 with --minutes the schedule follows the clock, so two runs differ. Float32 throughout: bfloat16
-autocast was measured and was not reliably faster at these sizes.
+autocast was measured and was not reliably faster at these sizes. On a machine shared with other
+work, OMP_WAIT_POLICY=PASSIVE in the environment keeps torch's threads from spinning while they wait
+for one another; without it steps were seen to take ten times as long.
 """
 
 from __future__ import annotations

@@ -307,16 +307,15 @@ def test_full_disk(workspace: Path, place: str, monkeypatch: pytest.MonkeyPatch)
     refuses_export(workspace, 5, [os.strerror(errno.ENOSPC), "free space", "nothing was changed"])
 
 
-@pytest.mark.usefixtures("fast_trace")
 def test_writing_that_really_fails_midway(workspace: Path) -> None:
     """Half of the file fits; the system refuses the rest."""
     resource = pytest.importorskip("resource")
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, limit[1]))
-    try:
-        refuses_export(workspace, 5, [os.strerror(errno.EFBIG), "nothing was changed"])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({1_500_000}, -1))"
+    assert resource.RLIM_INFINITY == -1
+    with untouched(workspace), start_export(workspace, limit) as process:
+        _, stderr = process.communicate(timeout=180)
+    assert process.returncode == 5, stderr
+    error_of(stderr, os.strerror(errno.EFBIG), "nothing was changed")
 
 
 @pytest.mark.usefixtures("fast_trace")
@@ -340,8 +339,8 @@ def test_graph_that_departs_from_the_weights(workspace: Path) -> None:
 # --- `export` ended from outside -------------------------------------------------------------
 
 
-def start_export(workspace: Path) -> subprocess.Popen[str]:
-    code = f"{INTERRUPTIBLE}; from rest_deploy.cli import main; main()"
+def start_export(workspace: Path, first: str = "pass") -> subprocess.Popen[str]:
+    code = f"{INTERRUPTIBLE}; {first}; from rest_deploy.cli import main; main()"
     command = [sys.executable, "-c", code, "export", "--variant", "nano", "--seed", "1"]
     return subprocess.Popen(
         [*command, "--output-dir", str(workspace)],
