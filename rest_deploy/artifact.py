@@ -29,6 +29,7 @@ METADATA_KEY = "rest_deploy"
 """The ONNX metadata property that holds `ModelMetadata` as JSON."""
 
 SIDECAR_SUFFIX = ".json"
+DATA_SUFFIX = ".data"
 TEMPORARY_PREFIX = ".rest-deploy-"
 WORKSPACE_VARIABLE = "REST_DEPLOY_WORKSPACE"
 DEFAULT_WORKSPACE = "build"
@@ -57,6 +58,8 @@ class Sidecar(Struct, frozen=True):
     parity: Parity | None
     passes: dict[str, int]
     command: str
+    data_sha256: str = ""
+    """Of the weights beside the model (`x.onnx.data`), where they do not fit inside it."""
 
 
 def parse_metadata(text: str | None, path: Path) -> ModelMetadata:
@@ -115,6 +118,17 @@ def sidecar_path(artifact: Path) -> Path:
     return artifact.with_name(artifact.name + SIDECAR_SUFFIX)
 
 
+def data_path(artifact: Path) -> Path:
+    """Where the weights of a model over 2 GB are."""
+    return artifact.with_name(artifact.name + DATA_SUFFIX)
+
+
+def data_sha256(artifact: Path) -> str:
+    """Hash of the weights beside the model, "" when they are inside it."""
+    path = data_path(artifact)
+    return sha256_file(path) if path.is_file() else ""
+
+
 def read_sidecar(artifact: Path, *, check_hash: bool = True) -> Sidecar | None:
     """The sidecar of `artifact`, or None when it has none.
 
@@ -126,6 +140,7 @@ def read_sidecar(artifact: Path, *, check_hash: bool = True) -> Sidecar | None:
     try:
         sidecar = msgspec.json.decode(path.read_bytes(), type=Sidecar)
         actual = sha256_file(artifact) if check_hash else sidecar.sha256
+        data = data_sha256(artifact) if check_hash and sidecar.data_sha256 else sidecar.data_sha256
     except (msgspec.DecodeError, UnicodeError) as error:
         raise ArtifactError(
             f"the sidecar {path} is damaged: {error}", hint="export the model again"
@@ -137,6 +152,12 @@ def read_sidecar(artifact: Path, *, check_hash: bool = True) -> Sidecar | None:
             f"{artifact} has sha256 {actual[:12]}, its sidecar describes {sidecar.sha256[:12]}: "
             "one of the two was replaced",
             hint=f"export the model again, or delete {path.name} if the model is the one you want",
+        )
+    if data != sidecar.data_sha256:
+        raise ArtifactError(
+            f"{data_path(artifact)} is {'another file' if data else 'missing'}: the sidecar "
+            f"describes weights with sha256 {sidecar.data_sha256[:12]}",
+            hint="export the model again",
         )
     return sidecar
 
@@ -176,6 +197,8 @@ def publish(staged: Path, target: Path, sidecar: Sidecar) -> None:
                 os.link(target, previous)
             except OSError:  # a file system without hard links
                 shutil.copyfile(target, previous)
+        if data_path(staged).exists():
+            os.replace(data_path(staged), data_path(target))
         os.replace(staged, target)
         try:
             os.replace(staged_sidecar, sidecar_path(target))

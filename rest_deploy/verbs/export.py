@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from rest_deploy.artifact import Parity, Sidecar, publish, sha256_file, staging
+from rest_deploy.artifact import Parity, Sidecar, data_sha256, publish, sha256_file, staging
 from rest_deploy.cards import load_card, read_labels
 from rest_deploy.contracts import InstanceNormForm, ModelMetadata, Struct
 from rest_deploy.errors import CheckpointError, VerificationError, require
@@ -121,6 +121,7 @@ def export(
                 cases=tuple(str(result.case) for result in results),
             ),
             passes={**rewrites, **passes},
+            data_sha256=data_sha256(staged),
             command=_command(variant, checkpoint, instance_norm, used_opset, num_classes),
         )
         publish(staged, target, sidecar)

@@ -10,10 +10,12 @@ import numpy as np
 import onnx
 import pytest
 
-from rest_deploy.artifact import METADATA_KEY, parse_metadata, read_sidecar
+from rest_deploy import verbs
+from rest_deploy.artifact import METADATA_KEY, data_path, parse_metadata, read_sidecar
 from rest_deploy.cards import load_card
 from rest_deploy.contracts import InstanceNormForm
-from rest_deploy.errors import InputError
+from rest_deploy.errors import ArtifactError, InputError
+from rest_deploy.graph import export
 from rest_deploy.graph.export import trace
 from rest_deploy.model.checkpoint import load_model
 from rest_deploy.model.deploy import to_deploy
@@ -104,3 +106,21 @@ def test_other_sizes_than_the_traced_one(exported_nano: Path, case: tuple[int, i
     expected = Reference(loaded.module)(images)
     assert relative_error(expected, session.run(images)) < 5e-5
     assert relative_error(expected, session.run(np.ascontiguousarray(images[:, ::-1]))) > 1e-3
+
+
+def test_weights_beyond_the_limit_lie_beside_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """protobuf holds 2 GiB; here the limit is lowered instead of the model raised."""
+    monkeypatch.setattr(export, "INLINE_LIMIT_BYTES", 1000)
+    model = Path(verbs.export("nano", output_dir=tmp_path, num_classes=4).path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"rest_nano.onnx", "rest_nano.onnx.data", "rest_nano.onnx.json"}
+    images = synthetic_images(Case(batch=1, height=64, width=64))
+    assert Session.open(model).run(images).shape == (1, 4)
+    data_path(model).write_bytes(bytes(data_path(model).stat().st_size))
+    with pytest.raises(ArtifactError, match="is another file"):
+        Session.open(model)
+    data_path(model).unlink()
+    with pytest.raises(ArtifactError, match="is missing"):
+        Session.open(model)
