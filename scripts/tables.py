@@ -46,9 +46,20 @@ def instance_norm_variants() -> str:
     )
 
 
+def quantization() -> str:
+    """Error and agreement per recipe."""
+    record = json.loads((RESULTS / "quantization_nano.json").read_text())
+    lines = [_row(["recipe", "relative error", "top-1 agreement"]), _row(["---"] * 3)]
+    for row in record["rows"]:
+        cells = [row["recipe"], f"{row['relative_error']:.1e}", f"{row['agreement']:.1%}"]
+        lines.append(_row(cells))
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "instance_norm": instance_norm,
     "instance_norm_variants": instance_norm_variants,
+    "quantization": quantization,
 }
 
 
