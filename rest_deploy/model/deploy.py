@@ -91,7 +91,7 @@ class FoldedNorm(nn.Module):
     A softmax row sums to 1, so the mean of the N x M map is exactly 1/M and needs no reduction;
     r is one number per (image, head), and v is the small operand. Rows of D sum to 0, so v's
     mean over the keys adds nothing; without it the rounding of a row's softmax denominator, the
-    same for all its keys, cancels instead of being amplified (25 times less error on near-uniform
+    same for all its keys, cancels instead of being amplified (30 times less error on near-uniform
     attention). mean(P^2) - 1/M^2 would cancel: never write it so. Derivation and measured errors:
     docs/instance-norm.md.
     """
