@@ -263,4 +263,5 @@ def _uninterrupted() -> Iterator[None]:
             # None: it was installed by C code and cannot be put back from here.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         for held in pending:
-            os.kill(os.getpid(), held)
+            # Not os.kill: that lets any thread take it, and the main one learns of it too late.
+            signal.raise_signal(held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import platform
@@ -94,13 +95,21 @@ def model(tmp_path: Path) -> Path:
     return target
 
 
-@pytest.fixture
-def file_size_limit() -> Iterator[int]:
-    """Writes beyond so many bytes fail, as on a full disk, for root as well."""
+FILE_SIZE_LIMIT = 4096
+
+
+@contextlib.contextmanager
+def file_size_limit() -> Iterator[None]:
+    """Writes beyond so many bytes fail, as on a full disk, for root as well.
+
+    Around single calls only, no fixture: pytest's own output may go to a longer file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield 4096
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_SIZE_LIMIT, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class TestHashAndJson:
@@ -244,21 +253,17 @@ class TestOutputErrors:
         assert "--output-dir" in (caught.value.hint or "")
         assert (tmp_path / "file").read_text(encoding="utf-8") == "x"
 
-    def test_write_beyond_the_limit_keeps_the_previous_file(
-        self, tmp_path: Path, file_size_limit: int
-    ) -> None:
+    def test_write_beyond_the_limit_keeps_the_previous_file(self, tmp_path: Path) -> None:
         path = tmp_path / "report.json"
         write_text(path, "previous")
-        with pytest.raises(OutputError, match="File too large"):
-            write_text(path, "x" * (file_size_limit + 1))
+        with pytest.raises(OutputError, match="File too large"), file_size_limit():
+            write_text(path, "x" * (FILE_SIZE_LIMIT + 1))
         assert path.read_text(encoding="utf-8") == "previous"
         assert names(tmp_path) == {"report.json"}
 
-    def test_model_beyond_the_limit_keeps_the_previous_one(
-        self, model: Path, file_size_limit: int
-    ) -> None:
-        with pytest.raises(OutputError) as caught:
-            publish_bytes(b"x" * (file_size_limit + 1), model)
+    def test_model_beyond_the_limit_keeps_the_previous_one(self, model: Path) -> None:
+        with pytest.raises(OutputError) as caught, file_size_limit():
+            publish_bytes(b"x" * (FILE_SIZE_LIMIT + 1), model)
         assert caught.value.exit_code == 5
         assert model.read_bytes() == b"old model"
         assert read_sidecar(model) is not None
@@ -350,13 +355,17 @@ class TestPublish:
             replace(source, target)
             signal.raise_signal(signal.SIGINT)
 
-        handler = signal.getsignal(signal.SIGINT)
         monkeypatch.setattr(os, "replace", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            publish_bytes(b"new model", model)
+        # Set here: a test run in the background ignores SIGINT.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                publish_bytes(b"new model", model)
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert model.read_bytes() == b"new model"
         assert read_sidecar(model) is not None, "model and sidecar are of one version"
-        assert signal.getsignal(signal.SIGINT) is handler
 
 
 class TestReadSidecar:
