@@ -9,6 +9,8 @@ import pytest
 
 from rest_deploy.artifact import read_sidecar, sha256_file, sidecar_path
 
+TRAINED_WEIGHTS = Path(__file__).parent / "assets" / "rest_nano_photos.safetensors"
+
 
 @pytest.fixture(scope="session")
 def exported_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -19,6 +21,21 @@ def exported_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("workspace")
     model = folder / "rest_nano.onnx"
     assert verbs.export("nano", output_dir=folder).path == str(model)
+    yield from _unchanged(model)
+
+
+@pytest.fixture(scope="session")
+def trained_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same with the weights trained on scikit-image's photos."""
+    pytest.importorskip("torch")
+    from rest_deploy import verbs
+
+    folder = tmp_path_factory.mktemp("trained")
+    verbs.export("nano", output_dir=folder, checkpoint=TRAINED_WEIGHTS)
+    yield from _unchanged(folder / "rest_nano.onnx")
+
+
+def _unchanged(model: Path) -> Iterator[Path]:
     before = [sha256_file(path) for path in (model, sidecar_path(model))]
     yield model
     after = [sha256_file(path) for path in (model, sidecar_path(model))]

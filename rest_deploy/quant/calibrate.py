@@ -1,61 +1,35 @@
-"""Calibration set + float graph + recipe -> calibration table, and table -> quantized graph.
-
-The table is JSON: per tensor the threshold, its scale and how many values were seen, with the
-hashes of the model and of the set. A later build reuses it while these fit, and refuses it
-otherwise.
-"""
+"""Calibration set + float graph + recipe -> calibration table, and table -> quantized graph."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
-import msgspec
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from rest_deploy.artifact import sha256_file
-from rest_deploy.contracts import Struct
-from rest_deploy.errors import ArtifactError
-from rest_deploy.quant.dataset import CalibrationSet, Manifest
+from rest_deploy.quant.dataset import CalibrationSet
 from rest_deploy.quant.equalize import equalize
-from rest_deploy.quant.insert_qdq import Placement, insert_qdq, observed_tensors
+from rest_deploy.quant.insert_qdq import Layer, Placement, insert_qdq, layers, observed_tensors
+from rest_deploy.quant.level import level
 from rest_deploy.quant.observe import Observation, observe
+from rest_deploy.quant.probe import Probe, from_matrix, weight_matrix
 from rest_deploy.quant.recipe import Recipe
-from rest_deploy.quant.scales import ALGORITHMS, LARGEST, Algorithm
+from rest_deploy.quant.resume import State
+from rest_deploy.quant.rounding import round_weight
+from rest_deploy.quant.scales import ALGORITHMS, LARGEST, weight_scales
+from rest_deploy.quant.table import CalibrationTable, Range, RoundedWeight, check_model
 
 BATCH = 8
 
-EQUALIZATION_IMAGES = 128
+FIRST_IMAGES = 128
 """The channels' ranges for `equalize` are stable after these; the thresholds see all images."""
 
-
-class Range(Struct, frozen=True):
-    """One activation. `threshold`: largest magnitude kept; `scale` = threshold / largest level.
-
-    `channel_largest`: of the graph before equalization; `channel_mean`: after it.
-    """
-
-    algorithm: Algorithm
-    threshold: float
-    scale: float
-    largest: float
-    values: int
-    channel_largest: tuple[float, ...]
-    channel_mean: tuple[float, ...]
-
-
-class CalibrationTable(Struct, frozen=True):
-    """What calibration found, for one model, one set and one recipe."""
-
-    schema: Literal[1]
-    model_sha256: str
-    calibration_set: Manifest
-    recipe: Recipe
-    images: int
-    ranges: dict[str, Range]
+Progress = Callable[[int, int], None]
+"""Called with the number of images done and to do, over all passes."""
 
 
 def calibrate(
@@ -63,34 +37,60 @@ def calibrate(
     images: CalibrationSet,
     recipe: Recipe,
     *,
-    progress: Callable[[int], None] = lambda _done: None,
+    progress: Progress = lambda _done, _total: None,
+    resume: Path | None = None,
 ) -> CalibrationTable:
-    """Stream `images` through the float ONNX `model`.
+    """Stream `images` through the float ONNX `model`: once, and, where the recipe equalizes, once
+    more before for the first of them.
 
-    progress: called with the number of images done in the final pass.
+    resume: a file that holds the state while this runs; an interrupted calibration of the same
+    model, images and recipe goes on from there. Raises `InputError` for non-finite activations.
     """
+    model_sha256 = sha256_file(model)
+    state = State(resume, f"{model_sha256} {images.manifest.sha256} {recipe}")
     graph = ir.load(model)
     tensors = observed_tensors(graph, recipe)
+    if recipe.corrections.leveling:
+        level(graph)
+    equalizing = recipe.corrections.equalization > 0
+    first_count = min(FIRST_IMAGES, len(images)) if equalizing else 0
+    total = first_count + len(images)
     first: dict[str, Observation] = {}
     with tempfile.TemporaryDirectory() as folder:
-        source = model
-        if recipe.corrections.equalization:
-            few = (batch for i, batch in enumerate(images.batches(BATCH))
-                   if i * BATCH < EQUALIZATION_IMAGES)  # fmt: skip
-            first = observe(model, tensors, few)
+        source = Path(folder) / "prepared.onnx"
+        if equalizing:
+            ir.save(graph, source)
+            first = observe(
+                source, tensors, lambda done: images.batches(BATCH, done, first_count),
+                progress=lambda done: progress(done, total), phase=state.phase("first"),
+            )  # fmt: skip
             largest = {name: seen.channel_largest for name, seen in first.items()}
             equalize(graph, largest, recipe.corrections.equalization)
-            source = Path(folder) / "equalized.onnx"
-            ir.save(graph, source)
-        seen = observe(source, tensors, images.batches(BATCH), progress=progress)
-    return CalibrationTable(
+        ir.save(graph, source)
+        readers = layers(graph, recipe)
+        probes = {
+            name: Probe([layer.node for layer in readers[name].values()])
+            for name in sorted(_probed(graph, recipe))
+        }
+        found = observe(
+            source, tensors, lambda done: images.batches(BATCH, done), probes,
+            progress=lambda done: progress(first_count + done, total), phase=state.phase("all"),
+        )  # fmt: skip
+    ranges = {
+        name: _range(seen, first.get(name), _role(readers[name]), recipe)
+        for name, seen in found.items()
+    }
+    table = CalibrationTable(
         schema=1,
-        model_sha256=sha256_file(model),
+        model_sha256=model_sha256,
         calibration_set=images.manifest,
         recipe=recipe,
         images=len(images),
-        ranges={name: _range(found, first.get(name), recipe) for name, found in seen.items()},
-    )
+        ranges=ranges,
+        weights=_rounded(probes, readers, recipe),
+    )  # fmt: skip
+    state.discard()
+    return table
 
 
 def quantize(model: Path, table: CalibrationTable) -> tuple[ir.Model, Placement]:
@@ -98,37 +98,35 @@ def quantize(model: Path, table: CalibrationTable) -> tuple[ir.Model, Placement]
 
     Raises `ArtifactError` when the table belongs to another model.
     """
-    actual = sha256_file(model)
-    if actual != table.model_sha256:
-        raise ArtifactError(
-            f"the calibration table was made for the model {table.model_sha256[:12]}, "
-            f"{model} is {actual[:12]}",
-            hint="calibrate this model: leave --table out",
-        )
-    graph = ir.load(model)
-    ranges = table.ranges
-    largest = {name: np.asarray(r.channel_largest) for name, r in ranges.items()}
-    means = {name: np.asarray(r.channel_mean) for name, r in ranges.items()}
-    equalize(graph, largest, table.recipe.corrections.equalization)
-    thresholds = {name: found.threshold for name, found in ranges.items()}
-    return graph, insert_qdq(graph, table.recipe, thresholds, means)
+    check_model(table, model)
+    graph, corrections = ir.load(model), table.recipe.corrections
+    if corrections.leveling:
+        level(graph)
+    largest = {name: np.asarray(found.channel_largest) for name, found in table.ranges.items()}
+    means = {name: np.asarray(found.channel_mean) for name, found in table.ranges.items()}
+    equalize(graph, largest, corrections.equalization)
+    thresholds = {name: found.threshold for name, found in table.ranges.items()}
+    rounded = {name: weight.array() for name, weight in table.weights.items()}
+    return graph, insert_qdq(graph, table.recipe, thresholds, means, rounded)
 
 
-def read_table(path: Path) -> CalibrationTable:
-    """Raises `ArtifactError` when the file is missing, damaged or no table."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=CalibrationTable)
-    except OSError as error:
-        raise ArtifactError(f"cannot read the table {path}: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise ArtifactError(
-            f"{path} is not a calibration table: {error}", hint="calibrate again"
-        ) from error
+def _probed(graph: ir.Model, recipe: Recipe) -> set[str]:
+    """Tensors that weights with a fitted rounding read."""
+    roles = set(recipe.corrections.rounding)
+    return {
+        name
+        for name, readers in layers(graph, recipe).items()
+        if any(reader.role in roles for reader in readers.values())
+    }
 
 
-def _range(found: Observation, before: Observation | None, recipe: Recipe) -> Range:
-    levels = LARGEST[recipe.format]
-    algorithm = recipe.activations.algorithm
+def _role(readers: dict[str, Layer]) -> str:
+    """Of the layers that read a tensor; "" for an attention product's operand."""
+    return next((layer.role for layer in readers.values()), "")
+
+
+def _range(found: Observation, before: Observation | None, role: str, recipe: Recipe) -> Range:
+    levels, algorithm = LARGEST[recipe.format], recipe.activations.of(role)
     threshold = ALGORITHMS[algorithm](found.counts, found.largest, levels)
     return Range(
         algorithm=algorithm,
@@ -139,3 +137,24 @@ def _range(found: Observation, before: Observation | None, recipe: Recipe) -> Ra
         channel_largest=tuple(map(float, (before or found).channel_largest)),
         channel_mean=tuple(map(float, found.channel_mean)),
     )
+
+
+def _rounded(
+    probes: dict[str, Probe], readers: dict[str, dict[str, Layer]], recipe: Recipe
+) -> dict[str, RoundedWeight]:
+    """Weights of the recipe's `rounding` roles, by the initializer's name."""
+    weights = {}
+    for name, probe in probes.items():
+        for layer in readers[name].values():
+            if layer.role in recipe.corrections.rounding:
+                rounded = _fitted(layer.node, probe.moment, recipe)
+                weights[layer.weight] = RoundedWeight(rounded.shape, rounded.tobytes())
+    return weights
+
+
+def _fitted(node: ir.Node, moment: npt.NDArray[np.float64], recipe: Recipe) -> npt.NDArray[np.int8]:
+    """`round_weight` on a layer, in the layout of its own weight."""
+    matrix = weight_matrix(node).astype(np.float64)  # (K, O)
+    scales = weight_scales(matrix, 1, LARGEST[recipe.format]).astype(np.float32)
+    rows = round_weight(matrix.T, moment, scales.astype(np.float64), LARGEST[recipe.format])
+    return from_matrix(node, rows.T.astype(np.int8))

@@ -83,11 +83,20 @@ class CalibrationSet:
     def __len__(self) -> int:
         return len(self.manifest.ids)
 
-    def batches(self, size: int) -> Iterator[Float32]:
-        """(N, 3, H, W) float32 with N <= size, in the manifest's order."""
-        for start in range(0, len(self), size):
-            stop = min(start + size, len(self))
-            yield np.stack([self.tensor(index) for index in range(start, stop)])
+    def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Float32]:
+        """Images start to stop as (N, 3, H, W) float32 with N <= size, in the manifest's order.
+
+        Images of unlike sizes do not share a batch.
+        """
+        batch: list[Float32] = []
+        for index in range(start, len(self) if stop is None else min(stop, len(self))):
+            image = self.tensor(index)
+            if batch and (len(batch) == size or image.shape != batch[0].shape):
+                yield np.stack(batch)
+                batch = []
+            batch.append(image)
+        if batch:
+            yield np.stack(batch)
 
 
 def open_set(

@@ -41,14 +41,14 @@ class Site:
     followers: tuple[tuple[str, int], ...] = ()
 
 
-def equalize(model: ir.Model, largest: Mapping[str, Array], alpha: float) -> int:
-    """Rescale every site in place; returns how many. alpha 0 moves nothing.
+def equalize(model: ir.Model, largest: Mapping[str, Array], alpha: float) -> dict[str, Array]:
+    """Rescale every site in place; returns what each activation's channels were divided by.
 
-    largest: per activation, the largest magnitude of each channel.
+    largest: per activation, the largest magnitude of each channel. alpha 0 moves nothing.
     """
+    factors: dict[str, Array] = {}
     if alpha == 0.0:
-        return 0
-    count = 0
+        return factors
     for site in sites(model):
         if site.activation not in largest:
             continue
@@ -59,8 +59,8 @@ def equalize(model: ir.Model, largest: Mapping[str, Array], alpha: float) -> int
             _scale(model, name, axis, 1.0 / factor)
         for name, axis in (*site.readers, *site.followers):
             _scale(model, name, axis, factor)
-        count += 1
-    return count
+        factors[site.activation] = factor
+    return factors
 
 
 def sites(model: ir.Model) -> Iterator[Site]:

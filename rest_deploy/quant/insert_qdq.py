@@ -43,7 +43,40 @@ class Placement:
         self.skipped.setdefault(role, Counter())[reason] += 1
 
 
-def weight_gemms(model: ir.Model, recipe: Recipe) -> list[tuple[ir.Node, Place]]:
+@dataclass(frozen=True)
+class Layer:
+    """A GEMM or convolution with a constant weight that a recipe quantizes."""
+
+    node: ir.Node
+    role: str
+    weight: str
+
+
+def observed_tensors(model: ir.Model, recipe: Recipe) -> dict[str, int]:
+    """The activations that need a scale: name -> channel axis (-1 for tokens, 1 for maps)."""
+    tensors: dict[str, int] = {}
+    for node, _ in _wanted(model, recipe):
+        for value in _activations(node):
+            tensors[value.name or ""] = 1 if node.op_type == "Conv" else -1
+    return tensors
+
+
+def layers(model: ir.Model, recipe: Recipe) -> dict[str, dict[str, Layer]]:
+    """Per observed tensor, the layers that read it: node name -> layer.
+
+    Tensors of an attention product alone have an entry without layers.
+    """
+    found: dict[str, dict[str, Layer]] = {}
+    for node, here in _wanted(model, recipe):
+        weight = node.inputs[1]
+        for value in _activations(node):
+            readers = found.setdefault(value.name or "", {})
+            if weight is not None and weight.is_initializer():
+                readers[node.name or ""] = Layer(node, here.role, weight.name or "")
+    return found
+
+
+def _wanted(model: ir.Model, recipe: Recipe) -> list[tuple[ir.Node, Place]]:
     """The nodes the recipe asks for, in graph order."""
     found = []
     for node in model.graph:
@@ -53,26 +86,19 @@ def weight_gemms(model: ir.Model, recipe: Recipe) -> list[tuple[ir.Node, Place]]
     return found
 
 
-def observed_tensors(model: ir.Model, recipe: Recipe) -> dict[str, int]:
-    """The activations that need a scale: name -> channel axis (-1 for tokens, 1 for maps)."""
-    tensors: dict[str, int] = {}
-    for node, _ in weight_gemms(model, recipe):
-        for value in _activations(node):
-            tensors[value.name or ""] = 1 if node.op_type == "Conv" else -1
-    return tensors
-
-
 def insert_qdq(
     model: ir.Model,
     recipe: Recipe,
     thresholds: Mapping[str, float],
     input_means: Mapping[str, npt.NDArray[np.float64]] | None = None,
+    rounded: Mapping[str, npt.NDArray[np.int8]] | None = None,
 ) -> Placement:
     """Quantize in place. thresholds: largest magnitude kept, per activation.
 
     input_means: per-channel means of the activations; with them, and a recipe that asks for it,
     the mean error of each quantized weight is taken out of the node's bias (Nagel et al.,
     "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv 1906.04721).
+    rounded: integers of weights that are not to be rounded to nearest, by initializer.
     Raises `InputError` when a threshold is missing.
     """
     if recipe.format == "fp8" and (model.opset_imports.get("", 0)) < FP8_OPSET:
@@ -96,7 +122,7 @@ def insert_qdq(
         if constant:
             if recipe.corrections.bias and input_means is not None:
                 means = input_means.get(_activations(node)[0].name or "")
-            _quantize_weight(model, node, recipe, means)
+            _quantize_weight(model, node, recipe, means, (rounded or {}).get(weight.name or ""))
         for index, value in enumerate(node.inputs[:2]):
             if value is None or (index == 1 and constant):
                 continue
@@ -137,6 +163,7 @@ def _quantize_weight(
     node: ir.Node,
     recipe: Recipe,
     means: npt.NDArray[np.float64] | None,
+    rounded: npt.NDArray[np.int8] | None,
 ) -> None:
     weight = node.inputs[1]
     assert weight is not None
@@ -145,6 +172,8 @@ def _quantize_weight(
     value = weight.const_value.numpy().astype(np.float32)
     axis = _output_axis(node)
     stored, scales = quantized_weight(value, axis, recipe)
+    if rounded is not None:
+        stored = rounded
     if means is not None:
         shape = [1] * value.ndim
         shape[axis] = -1

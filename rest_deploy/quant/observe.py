@@ -8,14 +8,16 @@ of images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rest_deploy.errors import InputError
+from rest_deploy.quant.probe import Probe
 from rest_deploy.quant.scales import BINS
 
 Float32 = npt.NDArray[np.float32]
@@ -64,43 +66,84 @@ class Observation:
         codes = (sample.view(np.uint32) >> np.uint32(16)) & np.uint32(0x7FFF)
         self.counts += np.bincount(codes.astype(np.intp), minlength=BINS)
 
+    def state(self) -> dict[str, npt.NDArray[np.generic]]:
+        """What `restore` needs to go on; the histogram as its occupied bins."""
+        occupied = np.flatnonzero(self.counts)
+        return {
+            "bins": occupied,
+            "counts": self.counts[occupied],
+            "channel_largest": self.channel_largest,
+            "channel_sum": self.channel_sum,
+            "values": np.array(self.values),
+        }
+
+    def restore(self, state: dict[str, npt.NDArray[np.generic]]) -> None:
+        self.counts[np.asarray(state["bins"], np.int64)] = state["counts"]
+        self.channel_largest = np.asarray(state["channel_largest"], np.float32)
+        self.channel_sum = np.asarray(state["channel_sum"], np.float64)
+        self.values = int(np.asarray(state["values"], np.int64))
+
 
 Progress = Callable[[int], None]
 """Called with the number of images done so far."""
+
+Batches = Callable[[int], Iterable[Float32]]
+"""From an image on: (N, 3, H, W) float32 each."""
+
+
+class Phase(Protocol):
+    """Where the state of an interrupted observation is kept; see `resume`."""
+
+    def restore(self, seen: Mapping[str, Observation], probes: Mapping[str, Probe]) -> int:
+        """Put stored statistics in; returns the number of images they cover."""
+
+    def offer(
+        self, done: int, seen: Mapping[str, Observation], probes: Mapping[str, Probe]
+    ) -> None:
+        """Called after every batch: store it, if it is time."""
 
 
 def observe(
     model: Path,
     tensors: dict[str, int],
-    batches: Iterable[Float32],
+    batches: Batches,
+    probes: Mapping[str, Probe] | None = None,
     *,
     progress: Progress = lambda _done: None,
+    phase: Phase | None = None,
     threads: int | None = None,
 ) -> dict[str, Observation]:
-    """Run `batches` ((N, 3, H, W) float32 each) and observe `tensors` (name -> channel axis).
+    """Run `batches` and observe `tensors` (name -> channel axis).
 
-    model: an ONNX file. Returns one observation per tensor. Raises `InputError` naming the first
-    tensor with a non-finite value.
+    model: an ONNX file. probes: updated in place, by tensor. Returns one observation per tensor.
+    Raises `InputError` naming the first tensor with a non-finite value.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Its idle threads would spin on the cores that NumPy needs between two batches.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(
         with_outputs(model, list(tensors)), options, providers=["CPUExecutionProvider"]
     )
     observations = {name: Observation(axis) for name, axis in tensors.items()}
+    probes = probes or {}
     names = list(tensors)
-    done = 0
-    for batch in batches:
+    done = phase.restore(observations, probes) if phase else 0
+    for batch in batches(done):
         for name, array in zip(names, session.run(names, {"image": batch}), strict=True):
             try:
                 observations[name].add(array)
             except InputError as error:
                 raise InputError(f"{name}: {error.message}") from error
+            if name in probes:
+                probes[name].add(array)
         done += len(batch)
+        if phase:
+            phase.offer(done, observations, probes)
         progress(done)
     return observations
 

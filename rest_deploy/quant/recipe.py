@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -17,21 +18,43 @@ from rest_deploy.graph.roles import ROLES, Place
 from rest_deploy.quant.scales import Algorithm, Format
 
 
+def _check_roles(roles: Iterable[str]) -> None:
+    for role in roles:
+        if role not in ROLES:
+            close = difflib.get_close_matches(role, ROLES, n=1, cutoff=0.3)
+            mend = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"unknown role {role!r}; roles: {', '.join(ROLES)}{mend}")
+
+
 class Scaling(Struct, frozen=True):
-    """How thresholds are chosen; see `scales.ALGORITHMS`."""
+    """How thresholds are chosen: see `scales.ALGORITHMS`; `roles` are exceptions to it."""
 
     algorithm: Algorithm = "minmax"
+    roles: dict[str, Algorithm] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_roles(self.roles)
+
+    def of(self, role: str) -> Algorithm:
+        return self.roles.get(role, self.algorithm)
 
 
 class Corrections(Struct, frozen=True):
-    """What is done to the float graph so that less is lost; see `equalize` and `insert_qdq`."""
+    """What is done to the float graph so that less is lost.
 
+    `leveling`: see `level`; `equalization`: see `equalize`, 0 to 1; `rounding`: roles whose
+    weights are rounded to fit their inputs, see `rounding`; `bias`: see `insert_qdq`.
+    """
+
+    leveling: bool = False
     equalization: float = 0.0
+    rounding: tuple[str, ...] = ()
     bias: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.equalization <= 1.0:
             raise ValueError(f"equalization must be within 0 and 1, got {self.equalization}")
+        _check_roles(self.rounding)
 
 
 class Recipe(Struct, frozen=True):
@@ -46,11 +69,8 @@ class Recipe(Struct, frozen=True):
     corrections: Corrections = Corrections()
 
     def __post_init__(self) -> None:
-        for role in (*self.quantize, *(place.partition(":")[2] for place in self.float_places)):
-            if role not in ROLES:
-                close = difflib.get_close_matches(role, ROLES, n=1, cutoff=0.3)
-                mend = f"; did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"unknown role {role!r}; roles: {', '.join(ROLES)}{mend}")
+        _check_roles(self.quantize)
+        _check_roles(place.partition(":")[2] for place in self.float_places)
 
     def wants(self, place: Place) -> bool:
         """Whether a node at `place` is to be quantized."""

@@ -19,13 +19,15 @@ from rest_deploy.verify.metrics import relative_error
 from rest_deploy.verify.parity import Case, synthetic_images
 
 IMAGES = synthetic_images(Case(batch=4, height=64, width=96))
-INT8 = load_recipe("int8")
+INT8 = load_recipe("int8-full")
 
 
 @pytest.fixture(scope="module")
 def observed(exported_nano: Path) -> dict[str, Observation]:
     everything = msgspec.structs.replace(INT8, quantize=(*INT8.quantize, "scores", "pa", "sr"))
-    return observe(exported_nano, observed_tensors(ir.load(exported_nano), everything), [IMAGES])
+    return observe(
+        exported_nano, observed_tensors(ir.load(exported_nano), everything), lambda _done: [IMAGES]
+    )
 
 
 def thresholds(observed: dict[str, Observation], factor: float = 1.0) -> dict[str, float]:

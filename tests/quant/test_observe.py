@@ -63,7 +63,9 @@ def test_observing_a_model(exported_nano: Path) -> None:
     done: list[int] = []
     sizes = [Case(batch=2, height=64, width=64), Case(batch=1, height=40, width=96)]
     batches = [synthetic_images(case) for case in sizes]
-    seen = observe(exported_nano, {name: -1, "image": 1}, batches, progress=done.append)
+    seen = observe(
+        exported_nano, {name: -1, "image": 1}, lambda _done: batches, progress=done.append
+    )
     assert done == [2, 3]
     assert len(seen[name].channel_largest) == 64
     largest = max(float(np.abs(batch).max()) for batch in batches)
@@ -73,4 +75,4 @@ def test_observing_a_model(exported_nano: Path) -> None:
 def test_a_non_finite_tensor_is_named(exported_nano: Path) -> None:
     batch = np.full((1, 3, 64, 64), np.nan, np.float32)
     with pytest.raises(InputError, match="image: a tensor has NaN"):
-        observe(exported_nano, {"image": 1}, [batch])
+        observe(exported_nano, {"image": 1}, lambda _done: [batch])

@@ -43,7 +43,8 @@ def test_shipped_recipes_are_valid() -> None:
     int8, fp8 = load_recipe("int8"), load_recipe("fp8")
     assert (int8.format, fp8.format) == ("int8", "fp8")
     floating = set(ROLES) - set(int8.quantize)
-    assert floating == {"pa", "scores", "transform", "norm", "context", "sr"}
+    assert floating == {"stem", "pa", "scores", "transform", "norm", "context", "sr"}
+    assert set(load_recipe("int8-full").quantize) == {"stem", *int8.quantize}
     assert not {"pa", "sr"} & set(fp8.quantize)  # no depthwise convolution
 
 

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from rest_deploy import verbs
+from rest_deploy.cards import load_card
+from rest_deploy.quant.dataset import open_set
+from rest_deploy.quant.level import level
+from rest_deploy.quant.observe import Observation, with_outputs
+from rest_deploy.runtime.session import Session
+from rest_deploy.verify.metrics import relative_error
+from rest_deploy.verify.parity import Case, synthetic_images
+
+IMAGES = synthetic_images(Case(batch=4, height=96, width=64))
+CARD = load_card("nano")
+PROJ = "stage3.1.attn.Reshape_5.out"
+
+
+def logits(model: ir.Model, folder: Path, images: np.ndarray = IMAGES) -> np.ndarray:
+    ir.save(model, folder / "model.onnx")
+    return Session.open(folder / "model.onnx").run(images)
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 64), (33, 47), (32, 32)])
+def test_the_function_stays(exported_nano: Path, tmp_path: Path, height: int, width: int) -> None:
+    """At 32x32 stage 4 has one key: v centred over the keys is zero, and so is rho."""
+    images = synthetic_images(Case(batch=2, height=height, width=width))
+    model = ir.load(exported_nano)
+    assert level(model) == 4
+    expected = Session.open(exported_nano).run(images).astype(np.float64)
+    assert relative_error(expected, logits(model, tmp_path, images)) < 2e-5
+
+
+def test_without_the_multiplication_it_is_noticed(exported_nano: Path, tmp_path: Path) -> None:
+    model = ir.load(exported_nano)
+    level(model)
+    node = next(n for n in model.graph if n.name == "stage4.0.attn.level.Mul_1")
+    loud, quiet = node.outputs[0], node.inputs[0]
+    assert quiet is not None
+    for use in list(loud.uses()):
+        use.node.replace_input_with(use.idx, quiet)
+    expected = Session.open(exported_nano).run(IMAGES).astype(np.float64)
+    assert relative_error(expected, logits(model, tmp_path)) > 1e-2
+
+
+def test_a_loud_image_no_longer_sets_the_scale(trained_nano: Path, tmp_path: Path) -> None:
+    """Spread of proj's input over real photos: the loudest image's largest value to the median."""
+    photos = np.concatenate(list(open_set(None, CARD.preprocessing, limit=22).batches(22)))
+
+    def spread(model: Path) -> float:
+        session = onnxruntime.InferenceSession(with_outputs(model, [PROJ]))
+        largest = np.abs(session.run(None, {"image": photos})[0]).max(axis=(1, 2))
+        return float(largest.max() / np.median(largest))
+
+    model = ir.load(trained_nano)
+    level(model)
+    ir.save(model, tmp_path / "levelled.onnx")
+    assert spread(tmp_path / "levelled.onnx") < spread(trained_nano) / 1.5
+
+
+def test_other_forms_of_the_norm_are_left_alone(tmp_path: Path) -> None:
+    model = verbs.export("nano", output_dir=tmp_path, instance_norm="native").path
+    graph = ir.load(model)
+    before = len(graph.graph)
+    assert level(graph) == 0
+    assert len(graph.graph) == before
+
+
+def test_observation_state_is_whole() -> None:
+    seen = Observation(-1)
+    seen.add(np.random.default_rng(0).standard_normal((2, 5, 3)).astype(np.float32))
+    copy = Observation(-1)
+    copy.restore(seen.state())
+    np.testing.assert_array_equal(copy.counts, seen.counts)
+    np.testing.assert_array_equal(copy.channel_mean, seen.channel_mean)
+    assert (copy.largest, copy.values) == (seen.largest, seen.values)
