@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from rest_deploy.contracts import ModelMetadata, Struct
+from rest_deploy.contracts import Build, ModelMetadata, Struct
 from rest_deploy.errors import ArtifactError, InputError, OutputError
 
 METADATA_KEY = "rest_deploy"
@@ -60,6 +60,8 @@ class Sidecar(Struct, frozen=True):
     command: str
     data_sha256: str = ""
     """Of the weights beside the model (`x.onnx.data`), where they do not fit inside it."""
+    build: Build | None = None
+    """Of an engine; None for an exported float model."""
 
 
 def parse_metadata(text: str | None, path: Path) -> ModelMetadata:
@@ -97,14 +99,14 @@ def workspace(option: Path | None) -> Path:
 
 
 def newest(directory: Path, suffix: str) -> Path:
-    """The artifact of that suffix in `directory` whose file was written last.
+    """The exported model of that suffix in `directory` whose file was written last.
 
-    Raises `InputError` when there is none.
+    Engines made from it are not exports. Raises `InputError` when there is none.
     """
     found = [
         path
         for path in directory.glob(f"*{suffix}")
-        if not path.name.startswith(TEMPORARY_PREFIX) and sidecar_path(path).is_file()
+        if not path.name.startswith(TEMPORARY_PREFIX) and _is_export(path)
     ]
     if not found:
         raise InputError(
@@ -112,6 +114,16 @@ def newest(directory: Path, suffix: str) -> Path:
             hint="rest-deploy export --variant lite",
         )
     return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+def _is_export(path: Path) -> bool:
+    if not sidecar_path(path).is_file():
+        return False
+    try:
+        sidecar = read_sidecar(path, check_hash=False)
+    except ArtifactError:
+        return True  # whoever opens it says what is wrong
+    return sidecar is not None and sidecar.build is None
 
 
 def sidecar_path(artifact: Path) -> Path:

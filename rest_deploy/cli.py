@@ -7,11 +7,12 @@ import re
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -19,7 +20,7 @@ from rest_deploy import __version__
 from rest_deploy.errors import InputError, RestDeployError
 
 if TYPE_CHECKING:
-    from rest_deploy.verbs import Progress
+    from rest_deploy.verbs import Counter, Progress, Request
 
 
 INTERRUPT = "rest_deploy.interrupt"
@@ -145,9 +146,9 @@ threads_option = click.option(
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="rest-deploy")
 def main() -> None:
-    """Deploy ResT image-recognition models: export, verify, predict.
+    """Deploy ResT image-recognition models: export, quantize, build, verify, predict.
 
-    A usual start: rest-deploy export --variant lite; rest-deploy verify; rest-deploy predict.
+    A usual start: rest-deploy export --variant lite; rest-deploy build-engine --int8.
     """
 
 
@@ -193,6 +194,120 @@ def export(
         **options,
     )
     _print(report, as_json, text.export)
+
+
+data_option = click.option(
+    "--calib-data",
+    "data",
+    type=PATH,
+    help="Folder, list of paths, .npy or .npz. [default: scikit-image's photos]",
+)
+limit_option = click.option(
+    "--limit", type=click.IntRange(min=1), help="At most so many calibration images."
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
+    help="Of the draw of calibration images.",
+)  # fmt: skip
+
+
+@main.command()
+@click.argument("model", type=PATH, required=False)
+@click.option(
+    "--recipe", default="int8", show_default=True, help="int8, int8-full, fp8 or a .toml."
+)
+@data_option
+@limit_option
+@seed_option
+@workspace_option
+@json_option
+def calibrate(model: Path | None, workspace: Path | None, as_json: bool, **options: Any) -> None:
+    """Find the ranges of MODEL's activations (default: the newest export) on real images.
+
+    The table is reused by quantize and build-engine. An interrupted calibration goes on where it
+    was.
+    """
+    from rest_deploy import artifact, verbs
+    from rest_deploy.report import quantization as text
+
+    report, table = verbs.calibrate(
+        model, workspace=artifact.workspace(workspace), counter=_counter(as_json), **options
+    )
+    _print(report, as_json, lambda found: text.calibration(found, table))
+
+
+def build_options(function: Any) -> Any:
+    """Options that `quantize` and `build-engine` share."""
+    from rest_deploy.contracts import Precision
+
+    for option in reversed((
+        *(
+            click.option(f"--{name}", "precision", flag_value=name, help=words)
+            for name, words in zip(
+                get_args(Precision),
+                ("Float32.", "FP16, attention-map chain in float32.", "BF16, likewise.",
+                 "INT8 by a recipe. [default]", "FP8 (E4M3) by a recipe."),
+                strict=True,
+            )
+        ),
+        data_option,
+        click.option("--recipe", help="Packaged one or a .toml. [default: the precision]"),
+        click.option("--table", type=PATH, help="Use this calibration table."),
+        limit_option,
+        seed_option,
+        click.option(
+            "--io-type", type=click.Choice(["float32", "float16"]), default="float32",
+            show_default=True, help="Of input and output, with --fp16.",
+        ),
+        click.option("--no-gate", is_flag=True, help="Publish it however inaccurate it is."),
+        click.option("--gate-data", type=PATH, help="Its images. [default: held-out photos]"),
+        click.option("--gate-images", type=click.IntRange(min=16), default=128, show_default=True),
+        click.option("--checkpoint", type=PATH, help="Where the exported weights are now."),
+        workspace_option,
+        json_option,
+    )):  # fmt: skip
+        function = option(function)
+    return function
+
+
+@main.command()
+@click.argument("model", type=PATH, required=False)
+@build_options
+def quantize(model: Path | None, workspace: Path | None, as_json: bool, **options: Any) -> None:
+    """Write MODEL (default: the newest export) as an ONNX file of another precision."""
+    from rest_deploy import artifact, verbs
+    from rest_deploy.report import quantization as text
+
+    report = verbs.quantize(
+        model,
+        _request(options),
+        workspace=artifact.workspace(workspace),
+        progress=_progress(as_json),
+        counter=_counter(as_json),
+    )
+    _print(report, as_json, text.build)
+
+
+@main.command("build-engine")
+@click.argument("model", type=PATH, required=False)
+@click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, …")
+@build_options
+def build_engine(
+    model: Path | None, backend: str, workspace: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Build an engine from MODEL (default: the newest export); refused if it loses accuracy."""
+    from rest_deploy import artifact, verbs
+    from rest_deploy.report import quantization as text
+
+    report = verbs.build_engine(
+        model,
+        _request(options),
+        workspace=artifact.workspace(workspace),
+        backend=backend,
+        progress=_progress(as_json),
+        counter=_counter(as_json),
+    )
+    _print(report, as_json, text.build)
 
 
 @main.command()
@@ -287,6 +402,42 @@ def doctor(as_json: bool) -> None:
     from rest_deploy import doctor as examination
 
     _print(examination.examine(), as_json, examination.render)
+
+
+def _request(options: dict[str, Any]) -> Request:
+    from rest_deploy.errors import InputError
+    from rest_deploy.verbs import Request
+
+    options["precision"] = options["precision"] or "int8"
+    if options["io_type"] != "float32" and options["precision"] != "fp16":
+        raise InputError(
+            f"--io-type {options['io_type']} goes with --fp16, not with --{options['precision']}"
+        )
+    return Request(gate=not options.pop("no_gate"), **options)
+
+
+def _counter(as_json: bool) -> Counter:
+    """A line that counts on a terminal; in a log, one every ten seconds. On stderr."""
+    interrupt = click.get_current_context().meta[INTERRUPT]
+    terminal = sys.stderr.isatty()
+    started: dict[str, tuple[float, int]] = {}
+    shown = {"at": time.monotonic()}
+
+    def show(step: str, done: int, total: int, unit: str) -> None:
+        interrupt.check()
+        now = time.monotonic()
+        begun, first = started.setdefault(step, (now, done))
+        last = done >= total
+        due = now - shown["at"] >= (0.2 if terminal else 10.0)
+        if as_json or not (due or (last and terminal)):
+            return
+        shown["at"] = now
+        rate = (done - first) / (now - begun) if now > begun else 0.0
+        left = f", {(total - done) / rate:.0f} s left" if rate > 0 and not last else ""
+        line = f"  {step}: {done} of {total} {unit}, {rate:.1f} {unit}/s{left}"
+        click.echo(f"\r{line:<79}" if terminal else line, nl=not terminal or last, err=True)
+
+    return show
 
 
 def _print(report: Any, as_json: bool, render: Any) -> None:

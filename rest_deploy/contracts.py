@@ -112,6 +112,103 @@ class ParityBounds(Struct, frozen=True):
                 raise ValueError(f"a bound must be finite and positive, got {value}")
 
 
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+
+
+class GateBounds(Struct, frozen=True):
+    """What a reduced-precision engine must keep, against the float64 reference.
+
+    `agreement`: share of images with the same top-1, at least; `kl`: mean divergence in nats, at
+    most; `relative_error`: L2 of the logits, at most; `top1_drop`: of labelled top-1, at most.
+    With fresh weights classes are a coin's toss: only `relative_error_fresh` holds.
+    """
+
+    agreement: float
+    kl: float
+    relative_error: float
+    relative_error_fresh: float
+    top1_drop: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 < self.agreement <= 1:
+            raise ValueError(f"agreement must be within 0 and 1, got {self.agreement}")
+        for value in (self.kl, self.relative_error, self.relative_error_fresh, self.top1_drop):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"a bound must be finite and positive, got {value}")
+
+
+class Gate(Struct, frozen=True):
+    """Bounds by precision. Measured on rest_nano and rest_lite (docs/quantization.md), with room
+    for the 128 images of a gate: one disagreement is 0.8 %."""
+
+    fp16: GateBounds = GateBounds(
+        agreement=0.99, kl=1e-4, relative_error=4e-3, relative_error_fresh=2e-2
+    )
+    bf16: GateBounds = GateBounds(
+        agreement=0.98, kl=2e-3, relative_error=3e-2, relative_error_fresh=1e-1
+    )
+    int8: GateBounds = GateBounds(
+        agreement=0.98, kl=2e-3, relative_error=3e-2, relative_error_fresh=1e-1
+    )
+    fp8: GateBounds = GateBounds(
+        agreement=0.97, kl=1e-2, relative_error=8e-2, relative_error_fresh=2e-1
+    )
+
+    def of(self, precision: Precision) -> GateBounds:
+        """Bounds of a reduced precision."""
+        found: GateBounds = getattr(self, precision)
+        return found
+
+
+class GateCheck(Struct, frozen=True):
+    """One line of the gate: what was measured, what the bound is."""
+
+    name: str
+    value: float
+    bound: float
+    passed: bool
+    detail: str = ""
+
+
+class GateResult(Struct, frozen=True):
+    """Outcome of the accuracy gate.
+
+    `labelled`: images with a known class, on which `top1_reference` and `top1_engine` were
+    counted; their 95 % Wilson intervals beside them.
+    """
+
+    reference: str
+    images: int
+    source: str
+    checks: tuple[GateCheck, ...]
+    labelled: int = 0
+    top1_reference: float = 0.0
+    top1_engine: float = 0.0
+    top1_reference_interval: tuple[float, float] = (0.0, 0.0)
+    top1_engine_interval: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def passed(self) -> bool:
+        return len(self.checks) > 0 and all(check.passed for check in self.checks)
+
+
+class Build(Struct, frozen=True):
+    """How an engine came about: precision asked for and obtained, and the proof.
+
+    `obtained`: per role, what the backend's kernels compute in -> how many. `gate` is None when
+    it was switched off (--no-gate). Hashes: of the float model, of the calibration table.
+    """
+
+    precision: Precision
+    backend: str
+    io_type: str
+    obtained: dict[str, dict[str, int]]
+    source_sha256: str
+    recipe: str = ""
+    table_sha256: str = ""
+    gate: GateResult | None = None
+
+
 class Published(Struct, frozen=True):
     """What the authors published, with the place."""
 
@@ -133,6 +230,7 @@ class ModelCard(Struct, frozen=True):
     head: Head
     preprocessing: Preprocessing
     parity: ParityBounds
+    gate: Gate = Gate()
     published: Published | None = None
 
     def __post_init__(self) -> None:

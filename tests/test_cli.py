@@ -37,7 +37,10 @@ CLONE = Path(__file__).resolve().parents[1]
 CLASSES = 10
 """Of the checkpoints made here."""
 
-COMMANDS = ("doctor", "export", "inspect", "predict", "variants", "verify")
+COMMANDS = (
+    "build-engine", "calibrate", "doctor", "export", "inspect", "predict", "quantize", "variants",
+    "verify",
+)  # fmt: skip
 HEAVY = {"torch", "onnxruntime", "onnx", "onnxscript", "numpy", "PIL", "safetensors"}
 
 INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,3 +83,42 @@ def _spec(argument: onnxruntime.NodeArg) -> TensorSpec:
         dtype=_DTYPES.get(argument.type, argument.type),
         shape=tuple(argument.shape),
     )
+
+
+INTEGER_KERNELS = frozenset({
+    "MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul", "QLinearConv", "ConvInteger", "QGemm",
+    "DynamicQuantizeMatMul", "QAttention",
+})  # fmt: skip
+"""What ONNX Runtime's optimizer makes of a Q/DQ group that it computes in integers."""
+
+FLOAT_KERNELS = frozenset({
+    "MatMul", "Gemm", "Conv", "FusedConv", "FusedMatMul", "FusedGemm", "NhwcFusedConv",
+})  # fmt: skip
+
+
+def kernels(path: Path) -> list[tuple[str, str]]:
+    """(node name, "int8" or "float") of every GEMM and convolution of the optimized graph.
+
+    This is what the session runs, not what the file asks for: a DequantizeLinear before a float
+    kernel is not INT8.
+    """
+    import onnx
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+    found = []
+    for node in graph.node:
+        if node.op_type in INTEGER_KERNELS | FLOAT_KERNELS:
+            kind = "int8" if node.op_type in INTEGER_KERNELS else "float"
+            found.append((_original_name(node.name), kind))
+    return found
+
+
+def _original_name(name: str) -> str:
+    """Fusions append to a node's name: "/MatmulTransposeFusion/", "_nchwc"."""
+    return name.split("/")[0].removesuffix("_nchwc").removesuffix(".out")

@@ -93,18 +93,25 @@ def calibrate(
     return table
 
 
-def quantize(model: Path, table: CalibrationTable) -> tuple[ir.Model, Placement]:
-    """The float ONNX with the table's recipe applied.
-
-    Raises `ArtifactError` when the table belongs to another model.
-    """
+def prepared(model: Path, table: CalibrationTable) -> ir.Model:
+    """The float graph that is about to be quantized: the same function as `model`, with the
+    recipe's exact corrections. Raises `ArtifactError` when the table belongs to another model."""
     check_model(table, model)
     graph, corrections = ir.load(model), table.recipe.corrections
     if corrections.leveling:
         level(graph)
     largest = {name: np.asarray(found.channel_largest) for name, found in table.ranges.items()}
-    means = {name: np.asarray(found.channel_mean) for name, found in table.ranges.items()}
     equalize(graph, largest, corrections.equalization)
+    return graph
+
+
+def quantize(model: Path, table: CalibrationTable) -> tuple[ir.Model, Placement]:
+    """The float ONNX with the table's recipe applied.
+
+    Raises `ArtifactError` when the table belongs to another model.
+    """
+    graph = prepared(model, table)
+    means = {name: np.asarray(found.channel_mean) for name, found in table.ranges.items()}
     thresholds = {name: found.threshold for name, found in table.ranges.items()}
     rounded = {name: weight.array() for name, weight in table.weights.items()}
     return graph, insert_qdq(graph, table.recipe, thresholds, means, rounded)

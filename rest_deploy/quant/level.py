@@ -73,6 +73,7 @@ def _insert(
     def node(op_type: str, *inputs: ir.Value, suffix: str = "") -> ir.Node:
         made = ir.node(op_type, list(inputs), name=f"{attention}.{SCOPE}.{op_type}{suffix}")
         made.outputs[0].name = f"{made.name}.out"
+        made.outputs[0].dtype = ir.DataType.FLOAT
         return made
 
     r = multiply.inputs[r_index]

@@ -160,3 +160,27 @@ def with_outputs(model: Path, tensors: Sequence[str]) -> bytes:
             own.get(name) or onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
         )
     return bytes(proto.SerializeToString())
+
+
+def largest_values(model: Path, images: Float32, batch: int = 2) -> dict[str, float]:
+    """Largest magnitude of every float tensor of the graph; NaN stays NaN. images: (N, 3, H, W)."""
+    import onnx_ir as ir
+    import onnxruntime
+
+    names = [
+        value.name or ""
+        for node in ir.load(model).graph
+        for value in node.outputs
+        if value.dtype == ir.DataType.FLOAT
+    ]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        with_outputs(model, names), options, providers=["CPUExecutionProvider"]
+    )
+    largest = dict.fromkeys(names, 0.0)
+    for start in range(0, len(images), batch):
+        outputs = session.run(names, {"image": images[start : start + batch]})
+        for name, array in zip(names, outputs, strict=True):
+            largest[name] = float(np.maximum(largest[name], np.abs(array).max()))
+    return largest

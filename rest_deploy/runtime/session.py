@@ -33,11 +33,17 @@ class Session:
 
     @classmethod
     def open(
-        cls, path: str | Path, *, provider: str = "cpu", threads: int | None = None
+        cls,
+        path: str | Path,
+        *,
+        provider: str = "cpu",
+        threads: int | None = None,
+        metadata: ModelMetadata | None = None,
     ) -> Session:
         """Load a model file written by rest-deploy; its sidecar, if there, must match its bytes.
 
-        provider: "cpu" or "cuda". threads: per operator, None for all cores.
+        provider: "cpu" or "cuda". threads: per operator, None for all cores. metadata: instead of
+        the file's own.
         Raises `ArtifactError` (missing, damaged, foreign), `MissingDependencyError`.
         """
         path = Path(path)
@@ -47,7 +53,8 @@ class Session:
             raise ArtifactError(f"{path} has the suffix {path.suffix!r}; expected a .onnx model")
         sidecar = read_sidecar(path)
         runner = OnnxRuntimeRunner(path, provider=provider, threads=threads)
-        return cls(runner, parse_metadata(runner.metadata_json, path), path, sidecar)
+        described = metadata or parse_metadata(runner.metadata_json, path)
+        return cls(runner, described, path, sidecar)
 
     def run(self, images: Float32) -> Float32:
         """images: (N, 3, H, W) float32, normalized, H and W >= 32 -> logits (N, num_classes).
@@ -55,7 +62,8 @@ class Session:
         Raises `ShapeError`.
         """
         check_images(images)
-        outputs = self.runner.infer({self.metadata.input_name: np.ascontiguousarray(images)})
+        feed = np.ascontiguousarray(images, dtype=self.runner.inputs[0].dtype)
+        outputs = self.runner.infer({self.metadata.input_name: feed})
         return outputs[self.metadata.output_name].astype(np.float32, copy=False)
 
 

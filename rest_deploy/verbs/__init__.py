@@ -1,22 +1,32 @@
 """The functions behind the commands: each composes stages and returns one frozen report."""
 
+from rest_deploy.verbs.build import BuildReport, Request, build_engine, quantize
+from rest_deploy.verbs.calibrate import CalibrationReport, calibrate
 from rest_deploy.verbs.export import ExportReport, export, file_name
 from rest_deploy.verbs.inspect import Inspection, inspect
-from rest_deploy.verbs.progress import Progress, silent
+from rest_deploy.verbs.progress import Counter, Progress, silent, uncounted
 from rest_deploy.verbs.variants import VariantRow, VariantTable, variants
 from rest_deploy.verbs.verify import open_session, verify
 
 __all__ = [
+    "BuildReport",
+    "CalibrationReport",
+    "Counter",
     "ExportReport",
     "Inspection",
     "Progress",
+    "Request",
     "VariantRow",
     "VariantTable",
+    "build_engine",
+    "calibrate",
     "export",
     "file_name",
     "inspect",
     "open_session",
+    "quantize",
     "silent",
+    "uncounted",
     "variants",
     "verify",
 ]

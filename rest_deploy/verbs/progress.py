@@ -9,8 +9,15 @@ from contextlib import contextmanager
 Progress = Callable[[str, float], None]
 """Called with a finished step and its seconds."""
 
+Counter = Callable[[str, int, int, str], None]
+"""Called with a running step, the units done and to do, and their name."""
+
 
 def silent(_step: str, _seconds: float) -> None:
+    """No progress."""
+
+
+def uncounted(_step: str, _done: int, _total: int, _unit: str) -> None:
     """No progress."""
 
 

@@ -50,7 +50,8 @@ def verify(
     make, source = _parity_images(images, session)
     module = load_reference(metadata, checkpoint)
     cases = [Case(batch=b, height=h, width=w) for h, w in sizes for b in batches]
-    results = compare(session.run, Reference(module, reference), cases, make, bound(metadata))
+    limit = _bound(session)
+    results = compare(session.run, Reference(module, reference), cases, make, limit)
     return ParityReport(
         model=str(session.path),
         backend=session.runner.backend,
@@ -58,6 +59,16 @@ def verify(
         inputs=source,
         results=results,
     )
+
+
+def _bound(session: Session) -> float:
+    """Of an export the parity bound, of an engine what its precision may lose at the gate."""
+    build = session.sidecar.build if session.sidecar else None
+    if build is None or build.precision == "fp32":
+        return bound(session.metadata)
+    limits = session.metadata.card.gate.of(build.precision)
+    fresh = session.metadata.weights.kind == "fresh"
+    return limits.relative_error_fresh if fresh else limits.relative_error
 
 
 def open_session(model: Path | None, workspace: Path, threads: int | None = None) -> Session:

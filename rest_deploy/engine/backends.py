@@ -1,0 +1,77 @@
+"""The backends, best first: which one can build here, and why the better ones cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from rest_deploy.contracts import Precision
+from rest_deploy.errors import InputError, MissingDependencyError, installed
+
+BackendName = Literal["tensorrt", "openvino", "onnxruntime"]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """`precisions` it computes in; `why_not` tells why it cannot build here, None if it can."""
+
+    name: BackendName
+    precisions: frozenset[Precision]
+    why_not: Callable[[], str | None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend that was taken, and (name, reason) of the better ones that were not."""
+
+    backend: BackendName
+    passed_over: tuple[tuple[BackendName, str], ...]
+
+
+def _tensorrt() -> str | None:
+    return "building TensorRT engines is not in this version; it takes the quantized ONNX file"
+
+
+def _openvino() -> str | None:
+    return "building for OpenVINO is not in this version; it takes the quantized ONNX file"
+
+
+def _onnxruntime() -> str | None:
+    if installed("onnxruntime"):
+        return None
+    return "the package is not installed: pip install 'rest-deploy[onnxruntime]'"
+
+
+BACKENDS: tuple[Backend, ...] = (
+    Backend("tensorrt", frozenset({"fp32", "fp16", "bf16", "int8", "fp8"}), _tensorrt),
+    Backend("openvino", frozenset({"fp32", "int8"}), _openvino),
+    # Its CPU provider has no BF16 kernels; FP16 and FP8 run, without a gain in speed.
+    Backend("onnxruntime", frozenset({"fp32", "fp16", "int8", "fp8"}), _onnxruntime),
+)
+
+NAMES: tuple[str, ...] = tuple(backend.name for backend in BACKENDS)
+
+
+def choose(wanted: str, precision: Precision) -> Choice:
+    """`wanted`: a name, or "auto" for the best that builds this precision here.
+
+    Raises `MissingDependencyError` when a named backend cannot, or none can.
+    """
+    if wanted != "auto" and wanted not in NAMES:
+        raise InputError(f"unknown backend {wanted!r}; there are auto, {', '.join(NAMES)}")
+    passed_over: list[tuple[BackendName, str]] = []
+    for backend in BACKENDS:
+        if wanted not in ("auto", backend.name):
+            continue
+        reason = backend.why_not()
+        if reason is None and precision not in backend.precisions:
+            reason = f"it does not compute in {precision}"
+        if reason is None:
+            return Choice(backend.name, tuple(passed_over))
+        passed_over.append((backend.name, reason))
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
+    raise MissingDependencyError(
+        f"no backend here builds {precision}: {reasons}",
+        hint=f"rest-deploy quantize --{precision} writes the ONNX file for another machine",
+    )

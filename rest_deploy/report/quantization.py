@@ -1,0 +1,98 @@
+"""Calibration tables, quantized files and engines as plain text."""
+
+from __future__ import annotations
+
+from rest_deploy.contracts import Build, GateResult
+from rest_deploy.quant.dataset import Health
+from rest_deploy.quant.table import CalibrationTable
+from rest_deploy.report.text import table as columns
+from rest_deploy.verbs import BuildReport, CalibrationReport
+from rest_deploy.verify.gate import describe
+
+WIDEST = 5
+"""Tensors listed whose range is widest for their bulk."""
+
+
+def calibration(report: CalibrationReport, table: CalibrationTable) -> str:
+    head = "reused, it fits" if report.reused else f"{report.seconds:.1f} s"
+    lines = [
+        f"{report.table}: {report.tensors} ranges by {report.recipe.name}, "
+        f"{report.images} images ({head})",
+        *_health(report.source, report.health),
+    ]
+    if report.replaced:
+        lines.append(f"the table that was there is replaced: {report.replaced}")
+    rows = [
+        (name, f"{found.largest:.3g}", f"{found.threshold:.3g}", f"{found.scale:.3g}",
+         found.algorithm)
+        for name, found in sorted(
+            table.ranges.items(), key=lambda item: item[1].largest, reverse=True
+        )[:WIDEST]
+    ]  # fmt: skip
+    header = ("widest ranges", "largest", "threshold", "scale", "algorithm")
+    return "\n".join([*lines, "", columns(header, rows)])
+
+
+def build(report: BuildReport) -> str:
+    made = report.build
+    smaller = report.source_bytes / report.size_bytes
+    lines = [
+        f"{report.path}: {report.metadata.card.name}, {made.precision}, "
+        f"{report.size_bytes / 1e6:.1f} MB ({smaller:.1f} times smaller), {report.seconds:.1f} s",
+        _backend(report),
+    ]
+    if report.calibration is not None:
+        found = report.calibration
+        reused = ", reused" if found.reused else ""
+        lines.append(f"calibration: {found.table} ({found.images} images{reused})")
+        lines += _health(found.source, found.health)
+    lines += ["", _layers(made, report.skipped), "", _gate(made.gate)]
+    lines += [f"warning: {warning}" for warning in report.warnings]
+    return "\n".join(lines)
+
+
+def _backend(report: BuildReport) -> str:
+    if report.build.backend == "onnx":
+        return "for any backend that takes ONNX; build-engine makes an engine for this machine"
+    passed = "; ".join(f"not {name}: {reason}" for name, reason in report.passed_over)
+    return f"backend: {report.build.backend}" + (f" ({passed})" if passed else "")
+
+
+def _health(source: str, health: Health | None) -> list[str]:
+    if health is None:
+        return []
+    lines = [
+        f"images: {health.images} of {source}, {health.duplicates} duplicates, "
+        f"{len(health.unreadable)} unreadable, brightness {health.brightness_min:.2f} to "
+        f"{health.brightness_max:.2f}, cut to {health.preprocessing.crop} pixels"
+    ]
+    return lines + [f"warning: {warning}" for warning in health.warnings]
+
+
+def _layers(made: Build, skipped: dict[str, dict[str, int]]) -> str:
+    """One row a role: what its weight layers compute in, and why others were left."""
+    roles = sorted({*made.obtained, *skipped})
+    kinds = sorted({kind for counts in made.obtained.values() for kind in counts})
+    rows = []
+    for role in roles:
+        counts = made.obtained.get(role, {})
+        reasons = ", ".join(f"{n} {reason}" for reason, n in skipped.get(role, {}).items())
+        rows.append((role, *(str(counts.get(kind, "")) for kind in kinds), reasons))
+    lines = columns(("role", *kinds, ""), rows).splitlines()
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _gate(result: GateResult | None) -> str:
+    if result is None:
+        return "gate: switched off"
+    lines = [f"gate: {result.images} images ({result.source}) against {result.reference}"]
+    lines += [
+        f"  {'ok  ' if check.passed else 'FAIL'} {describe(check)}" for check in result.checks
+    ]
+    if result.labelled:
+        (low, high), (low2, high2) = result.top1_reference_interval, result.top1_engine_interval
+        lines.append(
+            f"  labelled top-1: {result.top1_engine:.1%} ({low2:.1%} to {high2:.1%}), reference "
+            f"{result.top1_reference:.1%} ({low:.1%} to {high:.1%}), {result.labelled} images"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,147 @@
+"""Images -> calibration table in the workspace; a table that fits is used again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rest_deploy.artifact import sha256_file, to_json, write_text
+from rest_deploy.contracts import Struct
+from rest_deploy.errors import ArtifactError, InputError, require
+from rest_deploy.quant.dataset import CalibrationSet, Health, open_set
+from rest_deploy.quant.recipe import Recipe, load_recipe
+from rest_deploy.quant.table import CalibrationTable, check_model, fits, read_table, table_sha256
+from rest_deploy.verbs.progress import Counter, uncounted
+from rest_deploy.verbs.verify import open_session
+
+TABLE_SUFFIX = ".calibration.json"
+STATE_SUFFIX = ".calibration.partial.npz"
+
+
+class CalibrationReport(Struct, frozen=True):
+    """What `calibrate` did. `health` is None when a table was given instead of images.
+
+    `reused`: the table was there already and fits. `replaced`: why an older one did not.
+    """
+
+    table: str
+    table_sha256: str
+    model: str
+    recipe: Recipe
+    source: str
+    images: int
+    tensors: int
+    health: Health | None
+    reused: bool
+    replaced: str
+    seconds: float
+
+
+def calibrate(
+    model: Path | None,
+    *,
+    workspace: Path,
+    data: Path | None = None,
+    recipe: str = "int8",
+    limit: int | None = None,
+    seed: int = 0,
+    counter: Counter = uncounted,
+) -> tuple[CalibrationReport, CalibrationTable]:
+    """Calibrate `model` (None: the newest export) on `data` (None: scikit-image's photos).
+
+    The table lies in the workspace as MODEL.RECIPE.calibration.json. Raises `InputError`,
+    `ImageError` (nothing to calibrate on), `CardError` (the recipe), `OutputError`.
+    """
+    require("onnxruntime", "onnxruntime")
+    require("onnx_ir", "export")
+    from rest_deploy.quant.calibrate import calibrate as run
+
+    chosen = load_recipe(recipe)
+    session = open_session(model, workspace)
+    if session.sidecar is not None and session.sidecar.build is not None:
+        raise InputError(
+            f"{session.path} is {session.sidecar.build.precision} already; "
+            "expected an exported float model",
+            hint="name the model that `rest-deploy export` wrote",
+        )
+    images = _open(data, session.metadata.card.preprocessing, limit, seed)
+    target = workspace / f"{session.path.name.removesuffix('.onnx')}.{chosen.name}{TABLE_SUFFIX}"
+    started = time.monotonic()
+    found, why_not = _stored(target, session.path, images, chosen)
+    table = found
+    if table is None:
+        state = target.with_name(target.name.removesuffix(TABLE_SUFFIX) + STATE_SUFFIX)
+        table = run(session.path, images, chosen, progress=_counting(counter), resume=state)
+        write_text(target, to_json(table))
+    return (
+        CalibrationReport(
+            table=str(target),
+            table_sha256=table_sha256(table),
+            model=str(session.path),
+            recipe=table.recipe,
+            source=images.manifest.source,
+            images=len(images),
+            tensors=len(table.ranges),
+            health=images.health,
+            reused=found is not None,
+            replaced=why_not,
+            seconds=time.monotonic() - started,
+        ),
+        table,
+    )
+
+
+def given_table(path: Path, model: Path) -> tuple[CalibrationReport, CalibrationTable]:
+    """A table the user names. Raises `ArtifactError` when it is of another model."""
+    table = read_table(path)
+    check_model(table, model)
+    report = CalibrationReport(
+        table=str(path),
+        table_sha256=table_sha256(table),
+        model=str(model),
+        recipe=table.recipe,
+        source=table.calibration_set.source,
+        images=table.images,
+        tensors=len(table.ranges),
+        health=None,
+        reused=True,
+        replaced="",
+        seconds=0.0,
+    )
+    return report, table
+
+
+def _open(data: Path | None, preprocessing: object, limit: int | None, seed: int) -> CalibrationSet:
+    from rest_deploy import photos
+    from rest_deploy.contracts import Preprocessing
+
+    assert isinstance(preprocessing, Preprocessing)
+    if data is None and not photos.available():
+        raise InputError(
+            "no calibration images: scikit-image, whose photos are the default, is not installed",
+            hint="--calib-data D (a folder, a list, .npy or .npz), or pip install "
+            "'rest-deploy[demo]'",
+        )
+    return open_set(data, preprocessing, limit=limit, seed=seed)
+
+
+def _stored(
+    target: Path, model: Path, images: CalibrationSet, recipe: Recipe
+) -> tuple[CalibrationTable | None, str]:
+    """The table of an earlier calibration if it fits, else why not ("" when there is none)."""
+    if not target.is_file():
+        return None, ""
+    try:
+        table = read_table(target)
+    except ArtifactError as error:
+        return None, error.message
+    difference = fits(table, sha256_file(model), images.manifest, recipe)
+    return (table, "") if difference is None else (None, difference)
+
+
+def _counting(counter: Counter) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        counter("calibrating", done, total, "images")
+
+    return progress

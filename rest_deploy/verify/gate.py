@@ -1,0 +1,214 @@
+"""Is it still accurate? A reduced-precision engine against the reference, on real images.
+
+Three kinds of checks. The logits: agreement, KL divergence, relative error, labelled top-1. The
+ranges: the largest value each Q/DQ pair meets against what its scale can hold. The weights: what is
+stored, dequantized, against the float weights. A scale that is eight times too coarse in one
+harmless layer hides in the logits' error, but not in the other two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from rest_deploy.contracts import GateBounds, GateCheck, GateResult
+from rest_deploy.errors import VerificationError
+from rest_deploy.verify import metrics
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Float32 = npt.NDArray[np.float32]
+Infer = Callable[[Float32], npt.NDArray[np.floating]]
+
+BATCH = 16
+
+LEAST_RANGE_USE = 0.25
+"""Largest value met / largest value the scale holds. A quarter wastes two of eight bits; ranges
+from 100 and more calibration images are met to 0.6 and more by 100 others."""
+
+MOST_RANGE_USE = 4.0
+"""Beyond, values saturate at a quarter of their size. Clipping algorithms stay within 3."""
+
+RANGE_IMAGES = 64
+
+WEIGHT_ERROR = 0.08
+"""Largest relative L2 error of one weight. INT8 per channel has 0.5 to 1.5 %, E4M3 2.6 %; a scale
+in the wrong place tens of percent."""
+
+
+def judge(
+    reference: npt.NDArray[np.floating],
+    actual: npt.NDArray[np.floating],
+    bounds: GateBounds,
+    *,
+    fresh: bool,
+    ranges: Mapping[str, float] | None = None,
+    weights: Mapping[str, float] | None = None,
+    labels: Sequence[int] | None = None,
+    reference_name: str,
+    source: str,
+) -> GateResult:
+    """Hold logits (N, classes), `ranges` (Q/DQ pair -> range use) and `weights` (name -> relative
+    error) against the bounds.
+
+    labels: class of each image, -1 where unknown. fresh: the weights are untrained, so that only
+    errors count, not classes.
+    """
+    error = metrics.relative_error(reference, actual)
+    limit = bounds.relative_error_fresh if fresh else bounds.relative_error
+    checks = [_at_most("relative logit error", error, limit)]
+    classes = reference.shape[1] > 1 and not fresh
+    if classes:
+        agreement = metrics.agreement(reference, actual)
+        passed = agreement >= bounds.agreement
+        checks += [
+            GateCheck(name="top-1 agreement", value=agreement, bound=bounds.agreement,
+                      passed=passed),
+            _at_most("KL divergence", metrics.kl_divergence(reference, actual), bounds.kl),
+        ]  # fmt: skip
+    if ranges:
+        checks += _range_checks(ranges)
+    if weights:
+        worst = max(weights, key=lambda name: (math.isnan(weights[name]), weights[name]))
+        checks.append(msgspec.structs.replace(
+            _at_most("weight error", weights[worst], WEIGHT_ERROR), detail=worst))  # fmt: skip
+    known = np.flatnonzero(np.asarray(labels if labels is not None else [], int) >= 0)
+    result = GateResult(
+        reference=reference_name, images=len(reference), source=source, checks=tuple(checks)
+    )
+    if not classes or not len(known):
+        return result
+    truth = np.asarray(labels)[known]
+    right = [int((np.argmax(np.nan_to_num(logits[known]), axis=1) == truth).sum())
+             for logits in (reference, actual)]  # fmt: skip
+    before, after = (count / len(known) for count in right)
+    return GateResult(
+        reference=reference_name,
+        images=len(reference),
+        source=source,
+        checks=(*checks, _at_most("top-1 lost", before - after, bounds.top1_drop)),
+        labelled=len(known),
+        top1_reference=before,
+        top1_engine=after,
+        top1_reference_interval=wilson(right[0], len(known)),
+        top1_engine_interval=wilson(right[1], len(known)),
+    )
+
+
+def enforce(result: GateResult, what: str) -> None:
+    """Raise `VerificationError` naming every check that failed."""
+    red = [check for check in result.checks if not check.passed]
+    if red:
+        lines = "; ".join(describe(check) for check in red)
+        raise VerificationError(
+            f"{what} does not pass the accuracy gate ({result.images} images, {result.source}): "
+            f"{lines}; nothing was written",
+            hint="rest-deploy sensitivity shows which layers cost what; --no-gate builds it anyway",
+        )
+
+
+def describe(check: GateCheck) -> str:
+    """ "top-1 agreement 0.91, bound 0.98 (…)" """
+    detail = f" ({check.detail})" if check.detail else ""
+    return f"{check.name} {check.value:.3g}, bound {check.bound:.3g}{detail}"
+
+
+def range_use(model: Path, images: Float32) -> dict[str, float]:
+    """Per QuantizeLinear with a constant scale: largest value met / largest value it holds.
+
+    images: (N, 3, H, W). Needs ONNX Runtime; the model's own quantization is upstream of what is
+    measured, as in use.
+    """
+    import onnx_ir as ir
+    import onnxruntime
+
+    from rest_deploy.quant.observe import with_outputs
+
+    holds: dict[str, tuple[str, float]] = {}
+    for node in ir.load(model).graph:
+        if node.op_type != "QuantizeLinear":
+            continue
+        source, step = node.inputs[:2]
+        scale = step.const_value if step is not None else None
+        if scale is None or source is None or scale.size != 1:
+            continue
+        zero = node.inputs[2] if len(node.inputs) > 2 else None
+        eight_bit_float = zero is not None and zero.dtype == ir.DataType.FLOAT8E4M3FN
+        levels = 448.0 if eight_bit_float else 127.0
+        holds[source.name or ""] = (node.name or "", float(scale.numpy()) * levels)
+    if not holds:
+        return {}
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        with_outputs(model, list(holds)), options, providers=["CPUExecutionProvider"]
+    )
+    met = dict.fromkeys(holds, 0.0)
+    for start in range(0, len(images), BATCH):
+        found = session.run(list(holds), {"image": images[start : start + BATCH]})
+        for name, array in zip(holds, found, strict=True):
+            met[name] = max(met[name], float(np.abs(array).max()))
+    return {holds[name][0]: met[name] / holds[name][1] for name in holds}
+
+
+def weight_errors(model: Path, original: ir.Model) -> dict[str, float]:
+    """Per stored 8-bit weight: relative L2 error against the float graph it was made from."""
+    import onnx_ir as ir
+
+    errors = {}
+    for node in ir.load(model).graph:
+        stored = node.inputs[0] if node.op_type == "DequantizeLinear" else None
+        if stored is None or stored.const_value is None:
+            continue
+        scale = node.inputs[1]
+        name = (stored.name or "").rpartition(".")[0]
+        source = original.graph.initializers.get(name)
+        if scale is None or scale.const_value is None or source is None:
+            continue
+        assert source.const_value is not None
+        exact = source.const_value.numpy().astype(np.float64)
+        shape = [1] * exact.ndim
+        shape[node.attributes.get_int("axis", 1)] = -1
+        scales = scale.const_value.numpy().astype(np.float64).reshape(shape)
+        difference = stored.const_value.numpy().astype(np.float64) * scales - exact
+        size = float(np.linalg.norm(exact))
+        errors[name] = float(np.linalg.norm(difference)) / size if size > 0 else 0.0
+    return errors
+
+
+def logits(infer: Infer, images: Float32) -> npt.NDArray[np.floating]:
+    """`infer` over (N, 3, H, W) in batches."""
+    return np.concatenate(
+        [infer(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+    )
+
+
+def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Interval of a proportion (E. B. Wilson, JASA 22, 1927); 95 % by default."""
+    p, square = successes / count, z * z / count
+    middle = (p + square / 2) / (1 + square)
+    half = z * math.sqrt(p * (1 - p) / count + square / (4 * count)) / (1 + square)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _at_most(name: str, value: float, bound: float) -> GateCheck:
+    return GateCheck(name=name, value=value, bound=bound, passed=value <= bound)
+
+
+def _range_checks(ranges: Mapping[str, float]) -> list[GateCheck]:
+    """The least and the most used range; NaN is neither within one bound nor the other."""
+    low, high = min(ranges, key=ranges.__getitem__), max(ranges, key=ranges.__getitem__)
+    finite = all(math.isfinite(use) for use in ranges.values())
+    return [
+        GateCheck(name="least range use", value=ranges[low], bound=LEAST_RANGE_USE,
+                  passed=finite and ranges[low] >= LEAST_RANGE_USE, detail=low),
+        GateCheck(name="most range use", value=ranges[high], bound=MOST_RANGE_USE,
+                  passed=finite and ranges[high] <= MOST_RANGE_USE, detail=high),
+    ]  # fmt: skip
