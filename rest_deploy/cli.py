@@ -236,6 +236,32 @@ def calibrate(model: Path | None, workspace: Path | None, as_json: bool, **optio
     _print(report, as_json, lambda found: text.calibration(found, table))
 
 
+@main.command()
+@click.argument("model", type=PATH, required=False)
+@click.option("--recipe", default="int8", show_default=True, help="Packaged one or a .toml.")
+@data_option
+@click.option("--gate-data", "gate_set", type=PATH, help="Measured on. [default: held-out photos]")
+@click.option("--gate-images", type=click.IntRange(min=16), default=64, show_default=True)
+@click.option("--checkpoint", type=PATH, help="Where the exported weights are now.")
+@click.option("--budget", help='Like "agreement>=99.5%": write the recipe that keeps it.')
+@click.option("--output", type=PATH, help="Of that recipe. [default: in the workspace]")
+@workspace_option
+@json_option
+def sensitivity(model: Path | None, workspace: Path | None, as_json: bool, **options: Any) -> None:
+    """What quantizing each layer group of MODEL costs, alone, worst first. Resumable."""
+    from rest_deploy import artifact, verbs
+    from rest_deploy.report import quantization as text
+
+    report = verbs.sensitivity(
+        model,
+        workspace=artifact.workspace(workspace),
+        progress=_progress(as_json),
+        counter=_counter(as_json),
+        **options,
+    )
+    _print(report, as_json, text.sensitivity)
+
+
 def build_options(function: Any) -> Any:
     """Options that `quantize` and `build-engine` share."""
     from rest_deploy.contracts import Precision
@@ -433,8 +459,9 @@ def _counter(as_json: bool) -> Counter:
             return
         shown["at"] = now
         rate = (done - first) / (now - begun) if now > begun else 0.0
+        pace = f", {rate:.2g} {unit}/s" if rate > 0 else ""
         left = f", {(total - done) / rate:.0f} s left" if rate > 0 and not last else ""
-        line = f"  {step}: {done} of {total} {unit}, {rate:.1f} {unit}/s{left}"
+        line = f"  {step}: {done} of {total} {unit}{pace}{left}"
         click.echo(f"\r{line:<79}" if terminal else line, nl=not terminal or last, err=True)
 
     return show

@@ -38,7 +38,8 @@ CLASSES = 10
 """Of the checkpoints made here."""
 
 COMMANDS = (
-    "build-engine", "calibrate", "doctor", "export", "inspect", "predict", "quantize", "variants",
+    "build-engine", "calibrate", "doctor", "export", "inspect", "predict", "quantize",
+    "sensitivity", "variants",
     "verify",
 )  # fmt: skip
 HEAVY = {"torch", "onnxruntime", "onnx", "onnxscript", "numpy", "PIL", "safetensors"}

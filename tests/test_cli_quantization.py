@@ -234,3 +234,34 @@ def test_an_interrupted_calibration_goes_on(workspace: Path) -> None:
     assert resume.SAVE_SECONDS > 0
     done("calibrate", "--workspace", workspace, "--limit", "200")
     assert not state.exists()
+
+
+def test_sensitivity_with_a_budget(workspace: Path) -> None:
+    """The first half of its scores is taken from an interrupted run."""
+    recipe = workspace / "mine.toml"
+    text = (CLONE / "calibration" / "int8.toml").read_text(encoding="utf-8")
+    recipe.write_text(
+        text.replace('quantize = ["patch", "qkv", "proj", "mlp", "head"]',
+                     'quantize = ["patch", "head"]').replace('name = "int8"', 'name = "few"'),
+        encoding="utf-8",
+    )  # fmt: skip
+    options = ("--workspace", workspace, "--recipe", recipe, "--gate-images", "16")
+    data = workspace / "set"
+    photo_like(data, 16)
+    first = json.loads(done("sensitivity", *options, "--calib-data", data, "--json"))
+    assert {(found["block"], found["role"]) for found in first["places"]} == {
+        ("patch_embed_2", "patch"), ("patch_embed_3", "patch"), ("patch_embed_4", "patch"),
+        ("head", "head"),
+    }  # fmt: skip
+    stored = workspace / "rest_nano.few.sensitivity.json"
+    half = json.loads(stored.read_text())
+    half["scores"] = dict(list(half["scores"].items())[:2])
+    stored.write_text(json.dumps(half))
+    said = done("sensitivity", *options, "--calib-data", data, "--budget", "relative_error<=0.004")
+    assert "2 scores from an earlier run" in said
+    assert "heat map" in said
+    assert "budget relative_error<=0.004 kept" in said
+    target = workspace / "rest_nano.few-budget.toml"
+    assert str(target) in said
+    assert '"patch_embed_2:patch"' in target.read_text() or '"head:head"' in target.read_text()
+    refused(run("sensitivity", *options, "--budget", "speed>=2"), 3, "is not a budget")

@@ -48,8 +48,12 @@ class Layer:
     """A GEMM or convolution with a constant weight that a recipe quantizes."""
 
     node: ir.Node
-    role: str
+    place: Place
     weight: str
+
+    @property
+    def role(self) -> str:
+        return self.place.role
 
 
 def observed_tensors(model: ir.Model, recipe: Recipe) -> dict[str, int]:
@@ -72,7 +76,7 @@ def layers(model: ir.Model, recipe: Recipe) -> dict[str, dict[str, Layer]]:
         for value in _activations(node):
             readers = found.setdefault(value.name or "", {})
             if weight is not None and weight.is_initializer():
-                readers[node.name or ""] = Layer(node, here.role, weight.name or "")
+                readers[node.name or ""] = Layer(node, here, weight.name or "")
     return found
 
 

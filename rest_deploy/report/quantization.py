@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from rest_deploy.contracts import Build, GateResult
 from rest_deploy.quant.dataset import Health
 from rest_deploy.quant.table import CalibrationTable
 from rest_deploy.report.text import table as columns
-from rest_deploy.verbs import BuildReport, CalibrationReport
+from rest_deploy.verbs import BuildReport, CalibrationReport, SensitivityReport
 from rest_deploy.verify.gate import describe
 
 WIDEST = 5
@@ -96,3 +98,72 @@ def _gate(result: GateResult | None) -> str:
             f"{result.top1_reference:.1%} ({low:.1%} to {high:.1%}), {result.labelled} images"
         )
     return "\n".join(lines)
+
+
+SHADES = " .:-=+*#%@"
+"""Of the heat map: each step is a factor of two in error, the darkest the worst place."""
+
+WORST = 12
+
+
+def sensitivity(report: SensitivityReport) -> str:
+    header = ("block", "role", "relative error", "KL", "agreement", "of multiplications")
+    rows = [
+        (found.block, found.role, f"{found.score.relative_error:.1e}", f"{found.score.kl:.1e}",
+         f"{found.score.agreement:.1%}", f"{found.share:.1%}")
+        for found in report.places[:WORST]
+    ]  # fmt: skip
+    more = len(report.places) - len(rows)
+    resumed = f", {report.resumed} scores from an earlier run" if report.resumed else ""
+    lines = [
+        f"{report.model}, recipe {report.recipe.name}: each place quantized alone, "
+        f"{report.images} images ({report.source}) against {report.reference}{resumed}",
+        "",
+        columns(header, rows, left=2),
+        *([f"and {more} more, each below; all in {report.file}"] if more > 0 else []),
+        "",
+        _heat_map(report),
+        "",
+        f"all of the recipe: relative error {report.whole.relative_error:.1e}, "
+        f"KL {report.whole.kl:.1e}, agreement {report.whole.agreement:.1%}",
+    ]
+    if report.budget_score is not None:
+        score = report.budget_score
+        floats = ", ".join(report.budget_floats) or "nothing"
+        lines += [
+            f"budget {report.budget} kept: relative error {score.relative_error:.1e}, "
+            f"KL {score.kl:.1e}, agreement {score.agreement:.1%}",
+            f"  in float: {floats} ({report.budget_float_share:.0%} of the multiplications)",
+            f"  rest-deploy build-engine --recipe {report.budget_recipe}",
+        ]
+    return "\n".join(lines)
+
+
+def _heat_map(report: SensitivityReport) -> str:
+    """Blocks down, roles across; each step of shade is a factor of two."""
+    errors = {(found.block, found.role): found.score.relative_error for found in report.places}
+    roles = list(dict.fromkeys(role for _, role in errors))
+    blocks = sorted({block for block, _ in errors}, key=_depth)
+    worst = max(errors.values())
+    rows = []
+    for block in blocks:
+        cells = []
+        for role in roles:
+            error = errors.get((block, role))
+            cells.append("" if error is None else f"{error:.0e} {_shade(error, worst) * 2}")
+        rows.append((block, *cells))
+    return columns(("heat map", *roles), rows)
+
+
+def _shade(error: float, worst: float) -> str:
+    steps = int(math.log2(worst / error)) if 0 < error <= worst else len(SHADES)
+    return SHADES[max(0, len(SHADES) - 1 - steps)]
+
+
+def _depth(block: str) -> tuple[float, str]:
+    """Order of the data flow: stem, stage1, patch_embed_2, stage2, …, head."""
+    if block == "head":
+        return (99.0, block)
+    digits = "".join(c for c in block if c.isdigit() or c == ".").strip(".")
+    number = float(digits or 0)
+    return (number - 0.5 if block.startswith("patch") else number, block)

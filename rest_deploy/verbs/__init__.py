@@ -5,6 +5,7 @@ from rest_deploy.verbs.calibrate import CalibrationReport, calibrate
 from rest_deploy.verbs.export import ExportReport, export, file_name
 from rest_deploy.verbs.inspect import Inspection, inspect
 from rest_deploy.verbs.progress import Counter, Progress, silent, uncounted
+from rest_deploy.verbs.sensitivity import SensitivityReport, sensitivity
 from rest_deploy.verbs.variants import VariantRow, VariantTable, variants
 from rest_deploy.verbs.verify import open_session, verify
 
@@ -16,6 +17,7 @@ __all__ = [
     "Inspection",
     "Progress",
     "Request",
+    "SensitivityReport",
     "VariantRow",
     "VariantTable",
     "build_engine",
@@ -25,6 +27,7 @@ __all__ = [
     "inspect",
     "open_session",
     "quantize",
+    "sensitivity",
     "silent",
     "uncounted",
     "variants",

@@ -1,0 +1,164 @@
+"""Which layers cost accuracy, and the recipe that keeps a budget."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import numpy as np
+
+from rest_deploy.artifact import to_json, write_text
+from rest_deploy.contracts import Struct
+from rest_deploy.errors import require
+from rest_deploy.quant.budget import PlaceScore, Score, parse_budget
+from rest_deploy.quant.recipe import Recipe, load_recipe
+from rest_deploy.runtime.session import Session
+from rest_deploy.verbs.calibrate import calibrate
+from rest_deploy.verbs.gate import gate_data, reference_logits
+from rest_deploy.verbs.progress import Counter, Progress, silent, step, uncounted
+from rest_deploy.verbs.verify import open_session
+from rest_deploy.verify import gate, metrics
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+SENSITIVITY_IMAGES = 64
+
+
+class SensitivityReport(Struct, frozen=True):
+    """Scores, worst first. `whole`: everything the recipe names quantized. `resumed`: places whose
+    score an earlier, interrupted run had measured."""
+
+    model: str
+    recipe: Recipe
+    reference: str
+    images: int
+    source: str
+    whole: Score
+    places: tuple[PlaceScore, ...]
+    resumed: int
+    file: str
+    budget: str = ""
+    budget_recipe: str = ""
+    budget_floats: tuple[str, ...] = ()
+    budget_float_share: float = 0.0
+    budget_score: Score | None = None
+
+
+class Stored(Struct, frozen=True):
+    """What a run has measured so far; `identity` says of what."""
+
+    schema: Literal[1]
+    identity: str
+    scores: dict[str, Score]
+
+
+def sensitivity(
+    model: Path | None,
+    *,
+    workspace: Path,
+    recipe: str = "int8",
+    data: Path | None = None,
+    gate_images: int = SENSITIVITY_IMAGES,
+    gate_set: Path | None = None,
+    checkpoint: Path | None = None,
+    budget: str | None = None,
+    output: Path | None = None,
+    progress: Progress = silent,
+    counter: Counter = uncounted,
+) -> SensitivityReport:
+    """Measure every (block, role) of the recipe alone, on held-out images.
+
+    budget: like "agreement>=99.5%"; the recipe that keeps it is written to `output`. Scores are
+    stored as they come: an interrupted run goes on. Raises what `calibrate` raises, and
+    `InputError` for a budget that cannot be kept.
+    """
+    require("onnxruntime", "onnxruntime")
+    require("onnx_ir", "export")
+    from rest_deploy.quant import sensitivity as study
+
+    wanted = parse_budget(budget) if budget is not None else None
+    source = open_session(model, workspace)
+    loaded = load_recipe(recipe)
+    report, table = calibrate(
+        source.path, workspace=workspace, data=data, recipe=recipe, counter=counter
+    )
+    images = gate_data(source.metadata, gate_set, gate_images)
+    with step(progress, f"computed the reference on {len(images.images)} images"):
+        expected, reference = reference_logits(source, images.images, checkpoint)
+    exact = np.asarray(expected)
+    stem = f"{source.path.name.removesuffix('.onnx')}.{loaded.name}"
+    file = workspace / f"{stem}.sensitivity.json"
+    identity = hashlib.sha256(
+        f"{report.table_sha256} {hashlib.sha256(images.images.tobytes()).hexdigest()}".encode()
+    ).hexdigest()
+    scores = _stored(file, identity)
+    resumed = len(scores)
+
+    def measure(graph: ir.Model) -> Score:
+        import onnx_ir as ir
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "quantized.onnx"
+            ir.save(graph, path)
+            engine = Session.open(path, metadata=source.metadata)
+            actual = gate.logits(engine.run, images.images)
+        return Score(
+            relative_error=metrics.relative_error(exact, actual),
+            kl=metrics.kl_divergence(exact, actual),
+            agreement=metrics.agreement(exact, actual),
+        )
+
+    shares = study.shares(source.path, table)
+    recipes = {"": loaded} | {str(place): study.only(loaded, place, shares) for place in shares}
+    for done, (name, alone) in enumerate(recipes.items()):
+        if name not in scores:
+            scores[name] = measure(study.quantized(source.path, table, alone))
+            stored = Stored(schema=1, identity=identity, scores=scores)
+            write_text(file, to_json(stored))
+        counter("measuring", done + 1, len(recipes), "places")
+    places = study.ranked(
+        PlaceScore(block=place.block, role=place.role, share=share, score=scores[str(place)])
+        for place, share in shares.items()
+    )
+    result = SensitivityReport(
+        model=str(source.path),
+        recipe=loaded,
+        reference=reference,
+        images=len(images.images),
+        source=images.source,
+        whole=scores[""],
+        places=tuple(places),
+        resumed=resumed,
+        file=str(file),
+    )
+    if wanted is None:
+        return result
+    found = study.within_budget(source.path, table, places, wanted, measure)
+    target = output or workspace / f"{stem}-budget.toml"
+    comment = (
+        f"{loaded.name} with places in float so that {wanted} holds on {images.source}:\n"
+        f"measured {getattr(found.score, wanted.metric):.4g}; "
+        f"{found.float_share:.0%} of the multiplications stay float."
+    )
+    write_text(target, study.to_toml(found.recipe, comment))
+    return msgspec.structs.replace(
+        result,
+        budget=str(wanted),
+        budget_recipe=str(target),
+        budget_floats=found.recipe.float_places,
+        budget_float_share=found.float_share,
+        budget_score=found.score,
+    )
+
+
+def _stored(file: Path, identity: str) -> dict[str, Score]:
+    """Scores of an earlier run on the same table and images; a damaged file counts as none."""
+    try:
+        stored = msgspec.json.decode(file.read_bytes(), type=Stored)
+    except (OSError, msgspec.DecodeError, UnicodeError):
+        return {}
+    return dict(stored.scores) if stored.identity == identity else {}
