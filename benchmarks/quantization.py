@@ -28,8 +28,8 @@ from rest_deploy import photos, verbs
 from rest_deploy.artifact import to_json, write_text
 from rest_deploy.cards import load_card
 from rest_deploy.doctor import examine
-from rest_deploy.engine.onnxruntime_graph import unsign_activations
 from rest_deploy.graph.precision import Sixteen, emulate, to_sixteen_bit
+from rest_deploy.graph.unsign import unsign_activations
 from rest_deploy.model.checkpoint import load_model, read_checkpoint
 from rest_deploy.model.reference import Reference
 from rest_deploy.preprocess import to_tensor

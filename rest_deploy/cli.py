@@ -2,132 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import re
-import signal
 import sys
-import threading
-import time
-import traceback
-import warnings
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from rest_deploy import __version__
-from rest_deploy.errors import InputError, RestDeployError
+from rest_deploy.console import Commands, Numbers, Sizes, counter, progress
 
 if TYPE_CHECKING:
-    from rest_deploy.verbs import Counter, Progress, Request
-
-
-INTERRUPT = "rest_deploy.interrupt"
-"""Key of the command's `Interrupt` in click's context."""
-
-TRACEBACK_VARIABLE = "REST_DEPLOY_TRACEBACK"
-"""Set to anything: internal errors print where they come from."""
-
-
-class Sizes(click.ParamType[tuple[tuple[int, int], ...]]):
-    """A list of sizes: "224,200x225" -> ((224, 224), (200, 225)), height first."""
-
-    name = "sizes"
-
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,  # noqa: ARG002  # click's signature
-        ctx: click.Context | None,  # noqa: ARG002  # see param
-    ) -> tuple[tuple[int, int], ...]:
-        if isinstance(value, tuple):
-            return value
-        words = value.split(",")
-        if not all(re.fullmatch(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4})?", word) for word in words):
-            self.fail(f"{value!r} is not a list of sizes like 224,200x225 (height x width)")
-        sides = [[int(side) for side in word.split("x")] for word in words]
-        return tuple((pair[0], pair[-1]) for pair in sides)
-
-
-class Numbers(click.ParamType[tuple[int, ...]]):
-    """A list of positive whole numbers: "1,5" -> (1, 5)."""
-
-    name = "numbers"
-
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,  # noqa: ARG002  # click's signature
-        ctx: click.Context | None,  # noqa: ARG002  # see param
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        words = value.split(",")
-        if not all(re.fullmatch(r"[1-9][0-9]{0,4}", word) for word in words):
-            self.fail(f"{value!r} is not a list of positive whole numbers like 1,5")
-        return tuple(int(word) for word in words)
-
-
-class Interrupt:
-    """Ctrl-C, remembered: libraries swallow KeyboardInterrupt while they import or trace."""
-
-    def __init__(self) -> None:
-        self.seen = False
-
-    def __call__(self, _number: int, _frame: FrameType | None) -> None:
-        self.seen = True
-        raise KeyboardInterrupt
-
-    def check(self) -> None:
-        """Raise what was swallowed; called between the steps of a long command."""
-        if self.seen:
-            raise KeyboardInterrupt
-
-
-class Commands(click.Group):
-    """Turns every failure into one line and a documented exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        # Pillow's own bound is ours, and an error: preprocess.MAX_PIXELS.
-        warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
-        interrupt = Interrupt()
-        ctx.meta[INTERRUPT] = interrupt
-        # Not where SIGINT is ignored (a background job) or somebody else's.
-        usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        in_main = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGINT, interrupt) if in_main and usual else None
-        try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise
-        except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  # reported, with its exit code
-            ctx.exit(_report(error, interrupt))
-        finally:
-            if before is not None:
-                signal.signal(signal.SIGINT, before)
-
-
-def _report(error: BaseException, interrupt: Interrupt) -> int:
-    """Print one line on stderr; returns the exit code of errors.py."""
-    if interrupt.seen or isinstance(error, KeyboardInterrupt):
-        click.echo("interrupted; nothing half-written is left", err=True)
-        return 130
-    if isinstance(error, OSError) and not isinstance(error, RestDeployError):
-        place = f": {error.filename}" if error.filename else ""
-        click.echo(f"error: {error.strerror or error}{place}"[:300], err=True)
-        return InputError.exit_code
-    if not isinstance(error, RestDeployError):
-        if os.environ.get(TRACEBACK_VARIABLE):
-            traceback.print_exception(error)
-        reason = " ".join(str(error).split())[:200]
-        click.echo(f"error: {type(error).__name__}: {reason}", err=True)
-        click.echo(f"       please report this with the output of {TRACEBACK_VARIABLE}=1", err=True)
-        return RestDeployError.exit_code
-    click.echo(f"error: {error.message}", err=True)
-    if error.hint:
-        click.echo(f"       {error.hint}", err=True)
-    return error.exit_code
+    from rest_deploy.verbs import Request
 
 
 PATH = click.Path(path_type=Path)
@@ -190,7 +75,7 @@ def export(
     report = verbs.export(
         variant,
         output_dir=output_dir or artifact.workspace(workspace),
-        progress=_progress(as_json),
+        progress=progress(as_json),
         **options,
     )
     _print(report, as_json, text.export)
@@ -231,7 +116,7 @@ def calibrate(model: Path | None, workspace: Path | None, as_json: bool, **optio
     from rest_deploy.report import quantization as text
 
     report, table = verbs.calibrate(
-        model, workspace=artifact.workspace(workspace), counter=_counter(as_json), **options
+        model, workspace=artifact.workspace(workspace), counter=counter(as_json), **options
     )
     _print(report, as_json, lambda found: text.calibration(found, table))
 
@@ -255,8 +140,8 @@ def sensitivity(model: Path | None, workspace: Path | None, as_json: bool, **opt
     report = verbs.sensitivity(
         model,
         workspace=artifact.workspace(workspace),
-        progress=_progress(as_json),
-        counter=_counter(as_json),
+        progress=progress(as_json),
+        counter=counter(as_json),
         **options,
     )
     _print(report, as_json, text.sensitivity)
@@ -308,8 +193,8 @@ def quantize(model: Path | None, workspace: Path | None, as_json: bool, **option
         model,
         _request(options),
         workspace=artifact.workspace(workspace),
-        progress=_progress(as_json),
-        counter=_counter(as_json),
+        progress=progress(as_json),
+        counter=counter(as_json),
     )
     _print(report, as_json, text.build)
 
@@ -330,8 +215,8 @@ def build_engine(
         _request(options),
         workspace=artifact.workspace(workspace),
         backend=backend,
-        progress=_progress(as_json),
-        counter=_counter(as_json),
+        progress=progress(as_json),
+        counter=counter(as_json),
     )
     _print(report, as_json, text.build)
 
@@ -442,47 +327,10 @@ def _request(options: dict[str, Any]) -> Request:
     return Request(gate=not options.pop("no_gate"), **options)
 
 
-def _counter(as_json: bool) -> Counter:
-    """A line that counts on a terminal; in a log, one every ten seconds. On stderr."""
-    interrupt = click.get_current_context().meta[INTERRUPT]
-    terminal = sys.stderr.isatty()
-    started: dict[str, tuple[float, int]] = {}
-    shown = {"at": time.monotonic()}
-
-    def show(step: str, done: int, total: int, unit: str) -> None:
-        interrupt.check()
-        now = time.monotonic()
-        begun, first = started.setdefault(step, (now, done))
-        last = done >= total
-        due = now - shown["at"] >= (0.2 if terminal else 10.0)
-        if as_json or not (due or (last and terminal)):
-            return
-        shown["at"] = now
-        rate = (done - first) / (now - begun) if now > begun else 0.0
-        pace = f", {rate:.2g} {unit}/s" if rate > 0 else ""
-        left = f", {(total - done) / rate:.0f} s left" if rate > 0 and not last else ""
-        line = f"  {step}: {done} of {total} {unit}{pace}{left}"
-        click.echo(f"\r{line:<79}" if terminal else line, nl=not terminal or last, err=True)
-
-    return show
-
-
 def _print(report: Any, as_json: bool, render: Any) -> None:
     from rest_deploy.artifact import to_json
 
     click.echo(to_json(report) if as_json else render(report), nl=not as_json)
-
-
-def _progress(as_json: bool) -> Progress:
-    """One plain line a finished step, on stderr, so that stdout stays the report."""
-    interrupt = click.get_current_context().meta[INTERRUPT]
-
-    def show(step: str, seconds: float) -> None:
-        interrupt.check()
-        if not as_json:
-            click.echo(f"  {step} ({seconds:.1f} s)", err=True)
-
-    return show
 
 
 if __name__ == "__main__":

@@ -47,19 +47,55 @@ def instance_norm_variants() -> str:
 
 
 def quantization() -> str:
-    """Error and agreement per recipe."""
-    record = json.loads((RESULTS / "quantization_nano.json").read_text())
-    lines = [_row(["recipe", "relative error", "top-1 agreement"]), _row(["---"] * 3)]
-    for row in record["rows"]:
-        cells = [row["recipe"], f"{row['relative_error']:.1e}", f"{row['agreement']:.1%}"]
+    """Error and agreement per row, both models side by side."""
+    nano, lite = _quantization("nano"), _quantization("lite")
+    lines = [
+        _row(["", "nano: error", "agreement", "lite: error", "agreement"]),
+        _row(["---"] * 5),
+    ]
+    for name, row in nano.items():
+        cells = [name]
+        for found in (row, lite.get(name)):
+            cells += (
+                [f"{found['relative_error']:.1e}", f"{found['agreement']:.1%}"]
+                if found
+                else ["", ""]
+            )
         lines.append(_row(cells))
     return "\n".join(lines)
+
+
+def quantization_latency() -> str:
+    """Ratio to the fastest peer per runtime, of lite."""
+    latency = json.loads((RESULTS / "quantization_lite.json").read_text())["latency"]
+    header = ["rest_lite", "ONNX Runtime: ms", "ratio", "OpenVINO: ms", "ratio"]
+    lines = [_row(header), _row(["---"] * 5)]
+    for name in latency["onnxruntime"]["models"]:
+        cells = [name]
+        for runtime in ("onnxruntime", "openvino"):
+            found = latency[runtime]["models"].get(name)
+            if found is None:
+                cells += ["does not load", ""]
+                continue
+            low, high = found["ratio_quartiles"]
+            cells += [
+                f"{found['median_ms']:.0f}",
+                f"{found['ratio']:.2f} ({low:.2f} to {high:.2f})",
+            ]
+        lines.append(_row(cells))
+    return "\n".join(lines)
+
+
+def _quantization(variant: str) -> dict[str, dict[str, float]]:
+    record = json.loads((RESULTS / f"quantization_{variant}.json").read_text())
+    return {row["row"]: row for row in record["rows"]}
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "instance_norm": instance_norm,
     "instance_norm_variants": instance_norm_variants,
     "quantization": quantization,
+    "quantization_latency": quantization_latency,
 }
 
 

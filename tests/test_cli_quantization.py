@@ -58,6 +58,10 @@ def test_build_engine_after_export(workspace: Path) -> None:
     assert "PASS" in done("verify", engine, "--sizes", "224,97x131", "--batches", "2")
     inspected = json.loads(done("inspect", engine, "--json"))
     assert inspected["sidecar"]["build"]["precision"] == "int8"
+    shown = done("inspect", engine)
+    assert "no sidecar" not in shown
+    assert "int8 for onnxruntime, matrix layers: " in shown
+    assert "gate          passed on 22 held-out crops" in shown
     assert Session.open(engine).run(np.zeros((2, 3, 40, 70), np.float32)).shape == (2, 22)
     refused(run("build-engine", engine, "--workspace", workspace), 3, "is int8 already")
 

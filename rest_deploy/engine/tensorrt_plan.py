@@ -13,8 +13,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rest_deploy.graph.roles import Place, place
+if TYPE_CHECKING:
+    from rest_deploy.graph.roles import Place
 
 MATRIX_TYPES = frozenset({"gemm", "conv", "convolution", "fc", "correlation"})
 
@@ -34,6 +36,8 @@ class PlannedLayer:
     @property
     def places(self) -> tuple[Place, ...]:
         """Of the weight layers and attention products among its nodes, in their order."""
+        from rest_deploy.graph.roles import place
+
         found = (place(name) for name in self.onnx_layers)
         return tuple(where for where in found if where is not None)
 

@@ -34,13 +34,20 @@ _PATTERNS: tuple[tuple[str, Role], ...] = (
 
 @dataclass(frozen=True)
 class Place:
-    """A computing node's place: block "stage3.4", "patch_embed_2", "stem" or "head", and role."""
+    """A computing node's place: block "stage3.4", "patch_embed_2", "stem.conv2" or "head", and
+    role."""
 
     block: str
     role: Role
 
     def __str__(self) -> str:
         return f"{self.block}:{self.role}"
+
+
+def within(place: Place, entry: str) -> bool:
+    """Whether a recipe's entry, "stage2.0:proj", "stage1:mlp" or "stem:stem", covers `place`."""
+    name, _, role = entry.partition(":")
+    return place.role == role and (place.block == name or place.block.startswith(f"{name}."))
 
 
 def place(node_name: str) -> Place | None:
@@ -53,5 +60,5 @@ def place(node_name: str) -> Place | None:
 
 def block(node_name: str) -> str:
     """ "stage3.4.attn.q.MatMul" -> "stage3.4"; other nodes -> the first part of their name."""
-    match = re.match(r"stage\d\.\d+(?=\.)", node_name)
+    match = re.match(r"(stage\d\.\d+|stem\.conv\d)(?=\.)", node_name)
     return match[0] if match else node_name.split(".")[0]

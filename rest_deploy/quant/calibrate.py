@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rest_deploy.artifact import sha256_file
+from rest_deploy.graph.roles import Place
 from rest_deploy.quant.dataset import CalibrationSet
 from rest_deploy.quant.equalize import equalize
 from rest_deploy.quant.insert_qdq import Layer, Placement, insert_qdq, layers, observed_tensors
@@ -77,7 +78,7 @@ def calibrate(
             progress=lambda done: progress(first_count + done, total), phase=state.phase("all"),
         )  # fmt: skip
     ranges = {
-        name: _range(seen, first.get(name), _role(readers[name]), recipe)
+        name: _range(seen, first.get(name), _place(readers[name]), recipe)
         for name, seen in found.items()
     }
     table = CalibrationTable(
@@ -127,13 +128,15 @@ def _probed(graph: ir.Model, recipe: Recipe) -> set[str]:
     }
 
 
-def _role(readers: dict[str, Layer]) -> str:
-    """Of the layers that read a tensor; "" for an attention product's operand."""
-    return next((layer.role for layer in readers.values()), "")
+def _place(readers: dict[str, Layer]) -> Place | None:
+    """Of the first layer that reads a tensor; None for an attention product's operand."""
+    return next((layer.place for layer in readers.values()), None)
 
 
-def _range(found: Observation, before: Observation | None, role: str, recipe: Recipe) -> Range:
-    levels, algorithm = LARGEST[recipe.format], recipe.activations.of(role)
+def _range(
+    found: Observation, before: Observation | None, place: Place | None, recipe: Recipe
+) -> Range:
+    levels, algorithm = LARGEST[recipe.format], recipe.activations.of(place)
     threshold = ALGORITHMS[algorithm](found.counts, found.largest, levels)
     return Range(
         algorithm=algorithm,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +13,7 @@ import msgspec
 from rest_deploy.cards import data_directory
 from rest_deploy.contracts import Struct
 from rest_deploy.errors import CardError
-from rest_deploy.graph.roles import ROLES, Place
+from rest_deploy.graph.roles import ROLES, Place, within
 from rest_deploy.quant.scales import Algorithm, Format
 
 
@@ -27,16 +26,18 @@ def _check_roles(roles: Iterable[str]) -> None:
 
 
 class Scaling(Struct, frozen=True):
-    """How thresholds are chosen: see `scales.ALGORITHMS`; `roles` are exceptions to it."""
+    """How thresholds are chosen: see `scales.ALGORITHMS`; `places` are exceptions to it."""
 
     algorithm: Algorithm = "minmax"
-    roles: dict[str, Algorithm] = msgspec.field(default_factory=dict)
+    places: dict[str, Algorithm] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_roles(self.roles)
+        _check_roles(entry.partition(":")[2] for entry in self.places)
 
-    def of(self, role: str) -> Algorithm:
-        return self.roles.get(role, self.algorithm)
+    def of(self, place: Place | None) -> Algorithm:
+        """For what is read at `place`; None: an attention product's operand."""
+        found = (name for entry, name in self.places.items() if place and within(place, entry))
+        return next(found, self.algorithm)
 
 
 class Corrections(Struct, frozen=True):
@@ -74,10 +75,7 @@ class Recipe(Struct, frozen=True):
 
     def wants(self, place: Place) -> bool:
         """Whether a node at `place` is to be quantized."""
-        excepted = any(
-            place.role == role and re.match(rf"{re.escape(block)}(\.|$)", place.block)
-            for block, _, role in (entry.partition(":") for entry in self.float_places)
-        )
+        excepted = any(within(place, entry) for entry in self.float_places)
         return place.role in self.quantize and not excepted
 
 

@@ -3,8 +3,8 @@
 Neighbouring pixels are alike: rounding errors of a 3x3 kernel's taps add up, and nearest rounding
 does not care. Taps are rounded one after the other, and the error of each is made up for by those
 still to come, weighted by how inputs move together (E[x x^T]). Frantar et al., "GPTQ", arXiv
-2210.17323, after Hassibi and Stork's optimal brain surgeon. It halves the stem's error; weights of
-the GEMMs gain nothing (docs/quantization.md), since 64 and more inputs per output average out.
+2210.17323, after Hassibi and Stork's optimal brain surgeon. The stem gains; weights of the GEMMs
+do not, since 64 and more inputs per output average out (docs/quantization.md).
 """
 
 from __future__ import annotations

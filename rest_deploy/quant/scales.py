@@ -103,8 +103,7 @@ ALGORITHMS: dict[Algorithm, Callable[[Counts, float, float], float]] = {
 def weight_scales(weight: Array, axis: int, levels: float) -> Array:
     """One scale per output channel, on `axis`: its largest magnitude / levels.
 
-    Searching a smaller threshold gains nothing at 8 bits (docs/quantization.md). A channel of
-    zeros gets the scale 1 / levels.
+    Searching a smaller threshold gains nothing at 8 bits. A channel of zeros gets 1 / levels.
     """
     rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
     largest = np.abs(rows).max(axis=1)

@@ -124,8 +124,8 @@ def to_toml(recipe: Recipe, comment: str) -> str:
     def words(values: Iterable[str]) -> str:
         return "[" + ", ".join(f'"{value}"' for value in values) + "]"
 
-    corrections, roles = recipe.corrections, recipe.activations.roles
-    named = ", ".join(f'{role} = "{name}"' for role, name in roles.items())
+    corrections, places = recipe.corrections, recipe.activations.places
+    named = ", ".join(f'"{place}" = "{name}"' for place, name in places.items())
     lines = [
         *(f"# {line}" for line in comment.splitlines()),
         "schema = 1",
@@ -138,7 +138,7 @@ def to_toml(recipe: Recipe, comment: str) -> str:
         "",
         "[activations]",
         f'algorithm = "{recipe.activations.algorithm}"',
-        f"roles = {{ {named} }}" if named else "roles = {}",
+        f"places = {{ {named} }}" if named else "places = {}",
         "",
         "[corrections]",
         f"leveling = {str(corrections.leveling).lower()}",

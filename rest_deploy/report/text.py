@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from rest_deploy.contracts import ModelMetadata, Struct
+from rest_deploy.contracts import Build, ModelMetadata, Struct
 from rest_deploy.runtime.classifier import Prediction
 from rest_deploy.verbs import ExportReport, Inspection, VariantTable
 from rest_deploy.verify.parity import CaseResult, ParityReport
@@ -133,6 +134,9 @@ def inspection(found: Inspection) -> str:
             f"  {'parity':<13} relative error {proof.relative_error:.1e} against {proof.reference} "
             f"at {', '.join(proof.cases)} (bound {proof.bound:.0e})"
         )
+    if found.sidecar is not None:
+        if found.sidecar.build is not None:
+            lines += _describe_build(found.sidecar.build)
         lines.append(f"  {'made by':<13} {found.sidecar.command}")
     elif found.kind == "onnx":
         lines.append("  no sidecar: nothing proves that the file is the one that was exported")
@@ -143,6 +147,25 @@ def inspection(found: Inspection) -> str:
             f"  {'fits':<13} {', '.join(found.fits) or 'no known variant'}",
         ]
     return "\n".join(lines)
+
+
+def _describe_build(build: Build) -> list[str]:
+    kinds: Counter[str] = Counter()
+    for counts in build.obtained.values():
+        kinds.update(counts)
+    computes = ", ".join(f"{count} in {kind}" for kind, count in kinds.items())
+    lines = [
+        f"  {'precision':<13} {build.precision} for {build.backend}, matrix layers: {computes}",
+    ]
+    if build.table_sha256:
+        lines.append(
+            f"  {'calibration':<13} recipe {build.recipe}, table sha256 {build.table_sha256[:12]}"
+        )
+    if build.gate is None:
+        return [*lines, f"  {'gate':<13} switched off (--no-gate)"]
+    worst = "; ".join(f"{check.name} {check.value:.3g}" for check in build.gate.checks)
+    verdict = "passed" if build.gate.passed else "FAILED"
+    return [*lines, f"  {'gate':<13} {verdict} on {build.gate.source}: {worst}"]
 
 
 def _describe(metadata: ModelMetadata) -> list[tuple[str, str]]:

@@ -147,7 +147,7 @@ def _build(
     with staging(workspace) as folder:
         staged, proof = folder / target.name, folder / "proof.onnx"
         if choice is not None and choice.backend == "onnxruntime":
-            from rest_deploy.engine.onnxruntime_graph import unsign_activations
+            from rest_deploy.graph.unsign import unsign_activations
 
             passes["unsign_activations"] = unsign_activations(made.model)
         ir.save(made.model, staged)

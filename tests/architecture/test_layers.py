@@ -16,7 +16,18 @@ PACKAGE = Path(rest_deploy.__file__).parent
 
 STAGES = (
     *("errors", "contracts", "artifact", "cards", "preprocess", "photos", "model", "graph"),
-    *("quant", "cuda_driver", "engine", "runtime", "verify", "doctor", "verbs", "report", "cli"),
+    *(
+        "quant",
+        "cuda_driver",
+        "engine",
+        "runtime",
+        "verify",
+        "doctor",
+        "verbs",
+        "report",
+        "console",
+        "cli",
+    ),
 )
 """A module imports its own stage and those before it. A new module gets its place here."""
 

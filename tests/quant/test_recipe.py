@@ -12,7 +12,7 @@ from rest_deploy.quant.recipe import Recipe, load_recipe
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("stem.conv2.Conv", Place("stem", "stem")),
+        ("stem.conv2.Conv", Place("stem.conv2", "stem")),
         ("stem.pos.pa_conv.Conv", Place("stem", "pa")),
         ("patch_embed_3.conv.Conv", Place("patch_embed_3", "patch")),
         ("patch_embed_3.pos.pa_conv.Conv", Place("patch_embed_3", "pa")),
@@ -65,11 +65,23 @@ def test_exceptions_name_a_block_or_a_stage(tmp_path: Path) -> None:
     assert not mine.wants(Place("stage3.0", "mlp"))  # not in `quantize`
 
 
+def test_thresholds_of_single_places(tmp_path: Path) -> None:
+    places = (
+        '{algorithm = "minmax", places = {"stem.conv2:stem" = "mse", "stage3:mlp" = "entropy"}}'
+    )
+    chosen = recipe(tmp_path, activations=places).activations
+    assert chosen.of(Place("stem.conv2", "stem")) == "mse"
+    assert chosen.of(Place("stem.conv3", "stem")) == "minmax"
+    assert chosen.of(Place("stage3.1", "mlp")) == "entropy"
+    assert chosen.of(None) == "minmax"
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"quantize": '["qkvs"]'}, "unknown role 'qkvs'.*did you mean 'qkv'"),
         ({"float_places": '["stage2:prj"]'}, "unknown role 'prj'.*did you mean 'proj'"),
+        ({"activations": '{places = {"stem:stm" = "mse"}}'}, "did you mean 'stem'"),
         ({"format": '"int4"'}, "format"),
         ({"colour": '"red"'}, "colour"),
         ({"corrections": "{equalization = 2.0}"}, "equalization must be within 0 and 1"),

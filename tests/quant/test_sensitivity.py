@@ -34,7 +34,8 @@ def table(exported_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Cali
 )  # fmt: skip
 def test_budgets(text: str, metric: str, bound: float) -> None:
     found = parse_budget(text)
-    assert (found.metric, found.bound) == (metric, pytest.approx(bound))
+    assert found.metric == metric
+    assert found.bound == pytest.approx(bound)
 
 
 @pytest.mark.parametrize("text", ["agreement<=1", "speed>=2", "kl", "kl<=x", "kl<=1e-"])

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from rest_deploy.contracts import TensorSpec
 from rest_deploy.errors import ArtifactError
 from rest_deploy.preprocess import to_tensor
 from rest_deploy.runtime.classifier import Classifier
@@ -62,7 +63,8 @@ class NanRunner:
     """An engine that answers NaN."""
 
     backend = "broken"
-    inputs = outputs = ()
+    inputs = (TensorSpec("image", "float32", ("batch", 3, "height", "width")),)
+    outputs = ()
 
     def infer(self, feeds: object) -> dict[str, npt.NDArray[np.generic]]:
         assert feeds
