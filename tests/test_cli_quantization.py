@@ -19,6 +19,7 @@ from rest_deploy.contracts import Gate
 from rest_deploy.quant import resume
 from rest_deploy.quant.table import read_table
 from rest_deploy.runtime.session import Session
+from tests.conftest import TRAINED_WEIGHTS
 from tests.quant.test_dataset import photo_like
 from tests.test_cli import CLONE, INTERRUPTIBLE, done, error_of, eventually, refused, run, untouched
 
@@ -152,7 +153,50 @@ def test_tables(workspace: Path, exported_nano: Path, tmp_path: Path) -> None:
                 "is not a calibration table")  # fmt: skip
 
 
-def test_a_folder_of_classes_is_the_gates_labels(workspace: Path, tmp_path: Path) -> None:
+def test_bf16_from_the_opset_it_needs(tmp_path: Path) -> None:
+    done("export", "--variant", "nano", "--checkpoint", TRAINED_WEIGHTS, "--opset", "22",
+         "--workspace", tmp_path)  # fmt: skip
+    said = done("quantize", "--bf16", "--workspace", tmp_path, *FEW)
+    assert "rest_nano.bf16.onnx" in said
+    assert "FAIL" not in said
+    onnx.checker.check_model(str(tmp_path / "rest_nano.bf16.onnx"), full_check=True)
+
+
+def test_without_the_checkpoint_the_float_export_stands_in(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says so: it carries its own proof."""
+    from rest_deploy.verbs import gate
+
+    monkeypatch.setattr(gate, "installed", lambda _module: False)
+    said = done("quantize", "--fp32", "--workspace", workspace, *FEW)
+    assert "against the float export, within" in said
+    assert "(PyTorch is not installed)" in said
+
+
+def test_labels_of_the_gate(workspace: Path, tmp_path: Path) -> None:
+    from rest_deploy.verbs.gate import gate_data
+
+    photo_like(tmp_path / "set" / "coffee", 2)
+    photo_like(tmp_path / "set" / "unknown", 3, seed=1)
+    metadata = Session.open(workspace / "rest_nano.onnx").metadata
+    found = gate_data(metadata, tmp_path / "set", 100)
+    coffee = metadata.labels.index("coffee")
+    assert sorted(found.labels) == [-1, -1, -1, coffee, coffee]
+
+
+def test_activations_beyond_fp16_are_refused(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rest_deploy.quant import observe
+
+    monkeypatch.setattr(observe, "largest_values", lambda *_: {"stage3.0.mlp.fc1.MatMul.out": 1e5})
+    with untouched(workspace):
+        refused(run("quantize", "--fp16", "--workspace", workspace, *FEW), 3,
+                "stage3.0.mlp.fc1.MatMul.out reaches 1e+05", "--bf16")  # fmt: skip
+
+
+def test_a_folder_of_classes_calibrates(workspace: Path, tmp_path: Path) -> None:
     photo_like(tmp_path / "set" / "coffee", 10)
     photo_like(tmp_path / "set" / "unknown", 10, seed=1)
     report = json.loads(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ import numpy.typing as npt
 from rest_deploy.errors import InputError
 from rest_deploy.quant.probe import Probe
 from rest_deploy.quant.scales import BINS
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 Float32 = npt.NDArray[np.float32]
 
@@ -118,17 +121,7 @@ def observe(
     model: an ONNX file. probes: updated in place, by tensor. Returns one observation per tensor.
     Raises `InputError` naming the first tensor with a non-finite value.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # Its idle threads would spin on the cores that NumPy needs between two batches.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(
-        with_outputs(model, list(tensors)), options, providers=["CPUExecutionProvider"]
-    )
+    session = open_session(model, list(tensors), threads)
     observations = {name: Observation(axis) for name, axis in tensors.items()}
     probes = probes or {}
     names = list(tensors)
@@ -148,6 +141,23 @@ def observe(
     return observations
 
 
+def open_session(
+    model: Path, tensors: Sequence[str], threads: int | None = None
+) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on the CPU, with `tensors` as outputs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Its idle threads would spin on the cores that NumPy needs between two batches.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(
+        with_outputs(model, tensors), options, providers=["CPUExecutionProvider"]
+    )
+
+
 def with_outputs(model: Path, tensors: Sequence[str]) -> bytes:
     """The serialized model with `tensors` as graph outputs instead of its own."""
     import onnx
@@ -165,7 +175,6 @@ def with_outputs(model: Path, tensors: Sequence[str]) -> bytes:
 def largest_values(model: Path, images: Float32, batch: int = 2) -> dict[str, float]:
     """Largest magnitude of every float tensor of the graph; NaN stays NaN. images: (N, 3, H, W)."""
     import onnx_ir as ir
-    import onnxruntime
 
     names = [
         value.name or ""
@@ -173,11 +182,7 @@ def largest_values(model: Path, images: Float32, batch: int = 2) -> dict[str, fl
         for value in node.outputs
         if value.dtype == ir.DataType.FLOAT
     ]
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        with_outputs(model, names), options, providers=["CPUExecutionProvider"]
-    )
+    session = open_session(model, names)
     largest = dict.fromkeys(names, 0.0)
     for start in range(0, len(images), batch):
         outputs = session.run(names, {"image": images[start : start + batch]})

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from rest_deploy.artifact import Sidecar, publish, sha256_file, staging
@@ -21,7 +22,7 @@ from rest_deploy.runtime.session import Session
 from rest_deploy.verbs.calibrate import CalibrationReport, calibrate, given_table
 from rest_deploy.verbs.gate import GATE_IMAGES, GateData, gate_data, reference_logits
 from rest_deploy.verbs.progress import Counter, Progress, silent, step, uncounted
-from rest_deploy.verbs.verify import open_session
+from rest_deploy.verbs.verify import open_export
 from rest_deploy.verify import gate
 
 if TYPE_CHECKING:
@@ -128,14 +129,8 @@ def _build(
     import onnx_ir as ir
 
     started = time.monotonic()
-    source = open_session(model, workspace)
+    source = open_export(model, workspace)
     metadata = source.metadata
-    if source.sidecar is not None and source.sidecar.build is not None:
-        raise InputError(
-            f"{source.path} is {source.sidecar.build.precision} already; "
-            "expected an exported float model",
-            hint="name the model that `rest-deploy export` wrote",
-        )
     data = gate_data(metadata, request.gate_data, request.gate_images) if request.gate else None
     made = _make(source, request, workspace, progress, counter)
     asked, passes = made.asked, dict(made.passes)
@@ -187,7 +182,7 @@ def _build(
         publish(staged, target, sidecar)
     if not request.gate:
         warnings.append("built without the accuracy gate (--no-gate); the sidecar says so")
-    if metadata.weights.kind == "fresh":
+    if request.gate and metadata.weights.kind == "fresh":
         warnings.append("fresh weights: the gate holds errors only, classes mean nothing")
     return BuildReport(
         path=str(target),
@@ -221,8 +216,8 @@ def _make(
     from rest_deploy.graph.precision import emulate, to_sixteen_bit
 
     passes = {"level": level(model)}
-    if request.precision == "fp16":
-        _check_overflow(model, source, workspace)
+    if request.precision == "fp16" and request.gate:
+        _check_overflow(model, source, request, workspace)
     types = to_sixteen_bit(model, request.precision, io_type=request.io_type)
     passes |= {f"nodes in {name}": count for name, count in types.items()}
     # The proof rounds after every operator, which a CPU backend without 16-bit kernels skips.
@@ -267,14 +262,14 @@ def _table(
     return report, table
 
 
-def _check_overflow(model: ir.Model, source: Session, workspace: Path) -> None:
+def _check_overflow(model: ir.Model, source: Session, request: Request, workspace: Path) -> None:
     """Real images through the float graph: does anything leave FP16's range?"""
     import onnx_ir as ir
 
     from rest_deploy.graph.precision import beyond_fp16
     from rest_deploy.quant.observe import largest_values
 
-    images = gate_data(source.metadata, None, OVERFLOW_IMAGES).images
+    images = gate_data(source.metadata, request.gate_data, OVERFLOW_IMAGES).images
     with staging(workspace) as folder:
         ir.save(model, folder / "levelled.onnx")
         found = beyond_fp16(largest_values(folder / "levelled.onnx", images))
@@ -299,7 +294,13 @@ def _judge(
     engine = Session.open(proof, metadata=metadata) if proof != staged else Session.open(staged)
     actual = gate.logits(engine.run, data.images)
     if request.precision == "fp32":
-        bounds = metadata.card.gate.fp16
+        # No precision is given up: the bounds of an export.
+        parity = metadata.card.parity
+        bounds = msgspec.structs.replace(
+            metadata.card.gate.fp16,
+            relative_error=parity.relative_error,
+            relative_error_fresh=parity.relative_error_fresh,
+        )
     else:
         bounds = metadata.card.gate.of(request.precision)
     return gate.judge(

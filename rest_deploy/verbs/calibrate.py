@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rest_deploy.artifact import sha256_file, to_json, write_text
-from rest_deploy.contracts import Struct
+from rest_deploy.contracts import Preprocessing, Struct
 from rest_deploy.errors import ArtifactError, InputError, require
 from rest_deploy.quant.dataset import CalibrationSet, Health, open_set
 from rest_deploy.quant.recipe import Recipe, load_recipe
 from rest_deploy.quant.table import CalibrationTable, check_model, fits, read_table, table_sha256
 from rest_deploy.verbs.progress import Counter, uncounted
-from rest_deploy.verbs.verify import open_session
+from rest_deploy.verbs.verify import open_export
 
 TABLE_SUFFIX = ".calibration.json"
 STATE_SUFFIX = ".calibration.partial.npz"
@@ -58,13 +58,7 @@ def calibrate(
     from rest_deploy.quant.calibrate import calibrate as run
 
     chosen = load_recipe(recipe)
-    session = open_session(model, workspace)
-    if session.sidecar is not None and session.sidecar.build is not None:
-        raise InputError(
-            f"{session.path} is {session.sidecar.build.precision} already; "
-            "expected an exported float model",
-            hint="name the model that `rest-deploy export` wrote",
-        )
+    session = open_export(model, workspace)
     images = _open(data, session.metadata.card.preprocessing, limit, seed)
     target = workspace / f"{session.path.name.removesuffix('.onnx')}.{chosen.name}{TABLE_SUFFIX}"
     started = time.monotonic()
@@ -112,11 +106,11 @@ def given_table(path: Path, model: Path) -> tuple[CalibrationReport, Calibration
     return report, table
 
 
-def _open(data: Path | None, preprocessing: object, limit: int | None, seed: int) -> CalibrationSet:
+def _open(
+    data: Path | None, preprocessing: Preprocessing, limit: int | None, seed: int
+) -> CalibrationSet:
     from rest_deploy import photos
-    from rest_deploy.contracts import Preprocessing
 
-    assert isinstance(preprocessing, Preprocessing)
     if data is None and not photos.available():
         raise InputError(
             "no calibration images: scikit-image, whose photos are the default, is not installed",

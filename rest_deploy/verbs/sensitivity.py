@@ -19,7 +19,7 @@ from rest_deploy.runtime.session import Session
 from rest_deploy.verbs.calibrate import calibrate
 from rest_deploy.verbs.gate import gate_data, reference_logits
 from rest_deploy.verbs.progress import Counter, Progress, silent, step, uncounted
-from rest_deploy.verbs.verify import open_session
+from rest_deploy.verbs.verify import open_export
 from rest_deploy.verify import gate, metrics
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def sensitivity(
     from rest_deploy.quant import sensitivity as study
 
     wanted = parse_budget(budget) if budget is not None else None
-    source = open_session(model, workspace)
+    source = open_export(model, workspace)
     loaded = load_recipe(recipe)
     report, table = calibrate(
         source.path, workspace=workspace, data=data, recipe=recipe, counter=counter

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rest_deploy.artifact import newest
-from rest_deploy.errors import require
+from rest_deploy.errors import InputError, require
 from rest_deploy.verify.parity import (
     BATCHES,
     SIZES,
@@ -59,6 +59,18 @@ def verify(
         inputs=source,
         results=results,
     )
+
+
+def open_export(model: Path | None, workspace: Path) -> Session:
+    """The named float model, or the newest export. Raises `InputError` for an engine."""
+    session = open_session(model, workspace)
+    if session.sidecar is not None and session.sidecar.build is not None:
+        raise InputError(
+            f"{session.path} is {session.sidecar.build.precision} already; "
+            "expected an exported float model",
+            hint="name the model that `rest-deploy export` wrote",
+        )
+    return session
 
 
 def _bound(session: Session) -> float:

@@ -127,9 +127,8 @@ def range_use(model: Path, images: Float32) -> dict[str, float]:
     measured, as in use.
     """
     import onnx_ir as ir
-    import onnxruntime
 
-    from rest_deploy.quant.observe import with_outputs
+    from rest_deploy.quant.observe import open_session
 
     holds: dict[str, tuple[str, float]] = {}
     for node in ir.load(model).graph:
@@ -145,21 +144,20 @@ def range_use(model: Path, images: Float32) -> dict[str, float]:
         holds[source.name or ""] = (node.name or "", float(scale.numpy()) * levels)
     if not holds:
         return {}
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        with_outputs(model, list(holds)), options, providers=["CPUExecutionProvider"]
-    )
+    session = open_session(model, list(holds))
     met = dict.fromkeys(holds, 0.0)
     for start in range(0, len(images), BATCH):
         found = session.run(list(holds), {"image": images[start : start + BATCH]})
         for name, array in zip(holds, found, strict=True):
-            met[name] = max(met[name], float(np.abs(array).max()))
+            met[name] = float(np.maximum(met[name], np.abs(array).max()))  # NaN stays NaN
     return {holds[name][0]: met[name] / holds[name][1] for name in holds}
 
 
 def weight_errors(model: Path, original: ir.Model) -> dict[str, float]:
-    """Per stored 8-bit weight: relative L2 error against the float graph it was made from."""
+    """Per stored 8-bit weight: relative L2 error against the float graph it was made from.
+
+    Infinite for one that the float graph does not have: nothing proves it.
+    """
     import onnx_ir as ir
 
     errors = {}
@@ -171,6 +169,7 @@ def weight_errors(model: Path, original: ir.Model) -> dict[str, float]:
         name = (stored.name or "").rpartition(".")[0]
         source = original.graph.initializers.get(name)
         if scale is None or scale.const_value is None or source is None:
+            errors[name] = float("inf")
             continue
         assert source.const_value is not None
         exact = source.const_value.numpy().astype(np.float64)
@@ -178,8 +177,8 @@ def weight_errors(model: Path, original: ir.Model) -> dict[str, float]:
         shape[node.attributes.get_int("axis", 1)] = -1
         scales = scale.const_value.numpy().astype(np.float64).reshape(shape)
         difference = stored.const_value.numpy().astype(np.float64) * scales - exact
-        size = float(np.linalg.norm(exact))
-        errors[name] = float(np.linalg.norm(difference)) / size if size > 0 else 0.0
+        size = max(float(np.linalg.norm(exact)), 1e-30)  # a weight of zeros has no error at all
+        errors[name] = float(np.linalg.norm(difference)) / size
     return errors
 
 

@@ -180,6 +180,20 @@ def test_ranges_that_are_not_numbers_are_red() -> None:
     assert not result(LOGITS, ranges={"a": 0.9, "b": float("nan")}).passed
 
 
+def test_a_weight_without_its_original_is_red(
+    trained_nano: Path, table: CalibrationTable, tmp_path: Path
+) -> None:
+    model, _ = quantize(trained_nano, table)
+    ir.save(model, tmp_path / "engine.onnx")
+    original = prepared(trained_nano, table)
+    del original.graph.initializers["stage1.0.mlp.fc1.weight.T"]
+    errors = gate.weight_errors(tmp_path / "engine.onnx", original)
+    assert errors.pop("stage1.0.mlp.fc1.weight.T") == float("inf")
+    assert max(errors.values()) < gate.WEIGHT_ERROR
+    assert not result(LOGITS, weights={"a": float("inf")}).passed
+    assert not result(LOGITS, weights={"a": float("nan"), "b": 0.01}).passed
+
+
 def test_wilson_interval() -> None:
     """Against the figures of Brown, Cai, DasGupta, "Interval Estimation" (2001), n = 10, x = 1."""
     assert gate.wilson(1, 10) == pytest.approx((0.0179, 0.4042), abs=5e-4)
