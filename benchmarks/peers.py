@@ -10,6 +10,7 @@ dependencies of this project: install them where `quantize` runs (ModelOpt in a 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def quantize(tool: str, output: Path) -> None:
     {"onnxruntime": _onnxruntime, "nncf": _nncf, "modelopt": _modelopt}[tool](
         source, target, images
     )
+    package = "nvidia-modelopt" if tool == "modelopt" else tool
+    (output / f"{tool}.version").write_text(f"{package} {version(package)}\n")
 
 
 def _onnxruntime(source: Path, target: Path, images: Any) -> None:

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import msgspec
@@ -29,7 +29,6 @@ from rest_deploy.artifact import to_json, write_text
 from rest_deploy.cards import load_card
 from rest_deploy.doctor import examine
 from rest_deploy.graph.precision import Sixteen, emulate, to_sixteen_bit
-from rest_deploy.graph.unsign import unsign_activations
 from rest_deploy.model.checkpoint import load_model, read_checkpoint
 from rest_deploy.model.reference import Reference
 from rest_deploy.preprocess import to_tensor
@@ -45,39 +44,36 @@ PATH = click.Path(path_type=Path)
 
 BATCH = 32
 LATENCY_BATCH = 4
-ROUNDS = 30
+CALIBRATION_SEED = 5
+"""As in peers.py: the same crops."""
+
+ROUNDS = 50
 PEERS = ("modelopt", "onnxruntime", "nncf")
-ALGORITHMS: tuple[Algorithm, ...] = ("mse", "percentile", "entropy")
-OURS = ("int8", "int8 for ONNX Runtime")
+SHIPPED = ("int8", "int8-float-stem", "int8-openvino", "fp8")
+ENGINE = "int8 engine for ONNX Runtime"
 
 
 def recipes() -> dict[str, Recipe]:
     """Name of a row -> recipe: the shipped ones, then one thing changed, then one role alone."""
-    shipped, full, fp8 = (load_recipe(name) for name in ("int8", "int8-full", "fp8"))
-    change = msgspec.structs.replace
-    bare: dict[str, Any] = {"leveling": False, "equalization": 0.0}
-    rows = {"int8": shipped, "int8-full": full, "fp8": fp8}
+    shipped, change = load_recipe("int8"), msgspec.structs.replace
+    rows = {name: load_recipe(name) for name in SHIPPED}
+    exact: dict[str, Any] = {"leveling": False, "equalization": 0.0}
     changes: dict[str, dict[str, Any]] = {
         "int8 without leveling": {"leveling": False},
         "int8 without equalization": {"equalization": 0.0},
+        "int8 without fitted rounding": {"rounding": ()},
+        "int8 without all three": {"rounding": (), **exact},
         "int8 with bias correction": {"bias": True},
-        "int8 without both": bare,
         "int8, every weight rounded to its inputs": {"rounding": shipped.quantize},
     }
     for name, fields in changes.items():
         rows[name] = change(shipped, corrections=change(shipped.corrections, **fields))
-    rows["int8-full without fitted rounding"] = change(
-        full, corrections=change(full.corrections, rounding=())
-    )
-    rows["int8-full without anything"] = change(
-        full, corrections=change(full.corrections, rounding=(), **bare)
-    )
-    for algorithm in ALGORITHMS:
-        rows[f"int8, {algorithm} thresholds"] = change(
+    for algorithm in get_args(Algorithm):
+        rows[f"int8, {algorithm} everywhere"] = change(
             shipped, activations=Scaling(algorithm=algorithm)
         )
-    for role in full.quantize:
-        rows[f"only {role}"] = change(full, quantize=(role,))
+    for role in shipped.quantize:
+        rows[f"only {role}"] = change(shipped, quantize=(role,))
     return rows
 
 
@@ -107,7 +103,7 @@ def main(
     expected = np.concatenate(
         [reference(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
     )
-    calibration = open_set(None, card.preprocessing, limit=calibration_crops, seed=5)
+    calibration = open_set(None, card.preprocessing, limit=calibration_crops, seed=CALIBRATION_SEED)
     rows: list[dict[str, Any]] = []
     timed: dict[str, Path] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -129,14 +125,16 @@ def main(
         measure("float32", model)
         timed["float32"] = model
         for row, recipe in recipes().items():
-            if not ablations and row not in {"int8", "int8-full", "fp8"}:
+            if not ablations and row not in SHIPPED:
                 continue
             path = _quantized(model, calibration, recipe, folder / f"{len(rows)}.onnx")
             measure(row, path)
-            if row in {"int8", "int8-full"}:
+            if row in SHIPPED and row != "fp8":
                 timed[row] = path
-        timed[OURS[1]] = _unsigned(timed["int8"], folder / "unsigned.onnx")
-        measure(OURS[1], timed[OURS[1]])
+        images_of = verbs.Images(limit=calibration_crops, seed=CALIBRATION_SEED)
+        request = verbs.Request(precision="int8", images=images_of, gate=False)
+        timed[ENGINE] = Path(verbs.build_engine(model, request, workspace=folder).path)
+        measure(ENGINE, timed[ENGINE])
         for precision in ("fp16", "bf16"):
             measure(precision, _sixteen(model, precision, folder / f"{precision}.onnx"))
         for tool in PEERS if peers is not None else ():
@@ -153,7 +151,7 @@ def main(
         "calibration_crops": calibration_crops,
         "test_crops": test_crops,
         "machine": [f"{row.name}: {row.detail}" for row in examine().rows if row.area == "cpu"],
-        "versions": _versions(),
+        "versions": _versions() | _peer_versions(peers),
         "rows": rows,
         "latency": speeds,
     }
@@ -162,13 +160,6 @@ def main(
 
 def _quantized(model: Path, images: CalibrationSet, recipe: Recipe, path: Path) -> Path:
     graph, _ = quantize(model, calibrate(model, images, recipe))
-    ir.save(graph, path)
-    return path
-
-
-def _unsigned(quantized: Path, path: Path) -> Path:
-    graph = ir.load(quantized)
-    unsign_activations(graph)
     ir.save(graph, path)
     return path
 
@@ -236,9 +227,9 @@ def _latency(models: dict[str, Path], images: Float32) -> dict[str, Any]:
         for infer in loaded.values():
             for _ in range(3):
                 infer(images)
-        for round_ in range(ROUNDS):
-            names = list(loaded)
-            for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+        shuffled = np.random.default_rng(0)
+        for _ in range(ROUNDS):
+            for name in shuffled.permutation(list(loaded)):  # no model always follows the same
                 started = time.perf_counter()
                 loaded[name](images)
                 times[name].append((time.perf_counter() - started) * 1e3)
@@ -256,6 +247,12 @@ def _latency(models: dict[str, Path], images: Float32) -> dict[str, Any]:
             }
             click.echo(f"{runtime:12s} {name:24s} {medians[name]:7.1f} ms {middle:.3f}")
     return results
+
+
+def _peer_versions(peers: Path | None) -> dict[str, str]:
+    """Of the tools that made the peers' files, which may live in other environments."""
+    return {path.stem: path.read_text().strip() for path in sorted(peers.glob("*.version"))
+            } if peers is not None else {}  # fmt: skip
 
 
 def _versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ from rest_deploy import __version__
 from rest_deploy.console import Commands, Numbers, Sizes, counter, progress
 
 if TYPE_CHECKING:
-    from rest_deploy.verbs import Request
+    from rest_deploy.verbs import Images, Request
 
 
 PATH = click.Path(path_type=Path)
@@ -81,29 +81,32 @@ def export(
     _print(report, as_json, text.export)
 
 
-data_option = click.option(
-    "--calib-data",
-    "data",
-    type=PATH,
-    help="Folder, list of paths, .npy or .npz. [default: scikit-image's photos]",
-)
-limit_option = click.option(
-    "--limit", type=click.IntRange(min=1), help="At most so many calibration images."
-)
-seed_option = click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
-    help="Of the draw of calibration images.",
-)  # fmt: skip
+def calibration_options(function: Any) -> Any:
+    """Which images to calibrate on; `_images` reads them."""
+    options: list[Any] = [
+        click.option("--calib-data", "data", type=PATH,
+                     help="Folder, list of paths, .npy or .npz. [default: scikit-image's photos]"),
+        click.option("--calib-sizes", "sizes", type=Sizes(), default=(),
+                     help="Like 224,288x384: bring images to these in turn. [default: the card's]"),
+        click.option("--limit", type=click.IntRange(min=1),
+                     help="At most so many calibration images."),
+        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
+                     help="Of the draw of calibration images."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 @main.command()
 @click.argument("model", type=PATH, required=False)
 @click.option(
-    "--recipe", default="int8", show_default=True, help="int8, int8-full, fp8 or a .toml."
+    "--recipe",
+    default="int8",
+    show_default=True,
+    help="int8, int8-float-stem, int8-openvino, fp8 or a .toml.",
 )
-@data_option
-@limit_option
-@seed_option
+@calibration_options
 @workspace_option
 @json_option
 def calibrate(model: Path | None, workspace: Path | None, as_json: bool, **options: Any) -> None:
@@ -116,7 +119,11 @@ def calibrate(model: Path | None, workspace: Path | None, as_json: bool, **optio
     from rest_deploy.report import quantization as text
 
     report, table = verbs.calibrate(
-        model, workspace=artifact.workspace(workspace), counter=counter(as_json), **options
+        model,
+        workspace=artifact.workspace(workspace),
+        images=_images(options),
+        counter=counter(as_json),
+        **options,
     )
     _print(report, as_json, lambda found: text.calibration(found, table))
 
@@ -124,7 +131,7 @@ def calibrate(model: Path | None, workspace: Path | None, as_json: bool, **optio
 @main.command()
 @click.argument("model", type=PATH, required=False)
 @click.option("--recipe", default="int8", show_default=True, help="Packaged one or a .toml.")
-@data_option
+@calibration_options
 @click.option("--gate-data", "gate_set", type=PATH, help="Measured on. [default: held-out photos]")
 @click.option("--gate-images", type=click.IntRange(min=16), default=64, show_default=True)
 @click.option("--checkpoint", type=PATH, help="Where the exported weights are now.")
@@ -140,6 +147,7 @@ def sensitivity(model: Path | None, workspace: Path | None, as_json: bool, **opt
     report = verbs.sensitivity(
         model,
         workspace=artifact.workspace(workspace),
+        images=_images(options),
         progress=progress(as_json),
         counter=counter(as_json),
         **options,
@@ -151,7 +159,7 @@ def build_options(function: Any) -> Any:
     """Options that `quantize` and `build-engine` share."""
     from rest_deploy.contracts import Precision
 
-    for option in reversed((
+    options: list[Any] = [
         *(
             click.option(f"--{name}", "precision", flag_value=name, help=words)
             for name, words in zip(
@@ -161,11 +169,9 @@ def build_options(function: Any) -> Any:
                 strict=True,
             )
         ),
-        data_option,
+        calibration_options,
         click.option("--recipe", help="Packaged one or a .toml. [default: the precision]"),
         click.option("--table", type=PATH, help="Use this calibration table."),
-        limit_option,
-        seed_option,
         click.option(
             "--io-type", type=click.Choice(["float32", "float16"]), default="float32",
             show_default=True, help="Of input and output, with --fp16.",
@@ -176,7 +182,8 @@ def build_options(function: Any) -> Any:
         click.option("--checkpoint", type=PATH, help="Where the exported weights are now."),
         workspace_option,
         json_option,
-    )):  # fmt: skip
+    ]  # fmt: skip
+    for option in reversed(options):
         function = option(function)
     return function
 
@@ -307,6 +314,20 @@ def inspect(file: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("file", type=PATH)
+@json_option
+def lint(file: Path, as_json: bool) -> None:
+    """What a quantized ONNX FILE, of this or another tool, has missed; exit 1 on errors."""
+    from rest_deploy import verbs
+    from rest_deploy.report import quantization as text
+
+    report = verbs.lint(file)
+    _print(report, as_json, text.lint)
+    if not report.clean:
+        sys.exit(1)
+
+
+@main.command()
 @json_option
 def doctor(as_json: bool) -> None:
     """What this machine can do, and for what it cannot: why and the command that mends it."""
@@ -324,7 +345,15 @@ def _request(options: dict[str, Any]) -> Request:
         raise InputError(
             f"--io-type {options['io_type']} goes with --fp16, not with --{options['precision']}"
         )
-    return Request(gate=not options.pop("no_gate"), **options)
+    images = _images(options)
+    return Request(images=images, gate=not options.pop("no_gate"), **options)
+
+
+def _images(options: dict[str, Any]) -> Images:
+    """Takes `calibration_options` out of the options."""
+    from rest_deploy.verbs import Images
+
+    return Images(**{name: options.pop(name) for name in ("data", "limit", "seed", "sizes")})
 
 
 def _print(report: Any, as_json: bool, render: Any) -> None:

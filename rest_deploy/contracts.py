@@ -195,8 +195,9 @@ class GateResult(Struct, frozen=True):
 class Build(Struct, frozen=True):
     """How an engine came about: precision asked for and obtained, and the proof.
 
-    `obtained`: per role, what the backend's kernels compute in -> how many. `gate` is None when
-    it was switched off (--no-gate). Hashes: of the float model, of the calibration table.
+    `obtained`: per role, what the backend's kernels compute in -> how many. `float_places`: what
+    the recipe quantizes and this backend has no integer kernels for. `gate` is None when it was
+    switched off (--no-gate). Hashes: of the float model, of the calibration table.
     """
 
     precision: Precision
@@ -206,6 +207,7 @@ class Build(Struct, frozen=True):
     source_sha256: str
     recipe: str = ""
     table_sha256: str = ""
+    float_places: tuple[str, ...] = ()
     gate: GateResult | None = None
 
 

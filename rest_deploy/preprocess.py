@@ -60,26 +60,36 @@ def load_image(source: str | Path | bytes | Image | UInt8) -> Image:
         raise ImageError(f"{name} cannot be decoded: {error or type(error).__name__}") from error
 
 
-def to_pixels(image: Image, preprocessing: Preprocessing) -> UInt8:
-    """Resize and crop. Returns (crop, crop, 3) uint8, RGB."""
+def to_pixels(
+    image: Image, preprocessing: Preprocessing, size: tuple[int, int] | None = None
+) -> UInt8:
+    """Resize and crop. Returns (crop, crop, 3) uint8, RGB; with `size` (height, width, 3).
+
+    size: (height, width) instead of the card's square, cut from as much of the image as that is:
+    resized until it covers `size` times resize / crop, then cropped in the centre.
+    """
     from PIL.Image import Resampling
 
     filters = {"bicubic": Resampling.BICUBIC, "bilinear": Resampling.BILINEAR}
     width, height = image.size
-    short = min(width, height)
+    out_height, out_width = size or (preprocessing.crop, preprocessing.crop)
+    cover_height = round(preprocessing.resize * out_height / preprocessing.crop)
+    cover_width = round(preprocessing.resize * out_width / preprocessing.crop)
     # The longer side is floored, the crop offset rounded half to even: torchvision's arithmetic.
-    new_width = int(preprocessing.resize * width / short)
-    new_height = int(preprocessing.resize * height / short)
+    if cover_height * width >= cover_width * height:
+        new_width, new_height = int(cover_height * width / height), cover_height
+    else:
+        new_width, new_height = cover_width, int(cover_width * height / width)
     if new_width * new_height > MAX_PIXELS:
         raise ImageError(
             f"an image of {width}x{height} becomes {new_width}x{new_height} when its shorter "
-            f"side is {preprocessing.resize}; expected at most {MAX_PIXELS} pixels"
+            f"side is {min(new_width, new_height)}; expected at most {MAX_PIXELS} pixels"
         )
     if (new_width, new_height) != (width, height):
         image = image.resize((new_width, new_height), filters[preprocessing.interpolation])
-    left = round((new_width - preprocessing.crop) / 2.0)
-    top = round((new_height - preprocessing.crop) / 2.0)
-    box = (left, top, left + preprocessing.crop, top + preprocessing.crop)
+    left = round((new_width - out_width) / 2.0)
+    top = round((new_height - out_height) / 2.0)
+    box = (left, top, left + out_width, top + out_height)
     return np.asarray(image.crop(box), dtype=np.uint8)
 
 

@@ -46,6 +46,23 @@ def instance_norm_variants() -> str:
     )
 
 
+def calibration() -> str:
+    """Peak memory for few and many images, rate against plain inference, of lite."""
+    record = json.loads((RESULTS / "calibration_lite.json").read_text())
+    few, many = record["peak_mb"]
+    rates = sorted(record["rates"], key=lambda found: float(found["ratio"]))
+    middle = rates[len(rates) // 2]
+    lines = [
+        _row(["rest_lite, 224x224", "", ""]),
+        _row(["---"] * 3),
+        _row(["peak memory", f"{few} images: {record['peak_mb'][few]:.0f} MB",
+              f"{many} images: {record['peak_mb'][many]:.0f} MB"]),
+        _row(["images a second", f"inference: {middle['plain_per_s']:.0f}",
+              f"calibration: {middle['calibration_per_s']:.0f} ({middle['ratio']:.2f} of it)"]),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
 def quantization() -> str:
     """Error and agreement per row, both models side by side."""
     nano, lite = _quantization("nano"), _quantization("lite")
@@ -92,6 +109,7 @@ def _quantization(variant: str) -> dict[str, dict[str, float]]:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "calibration": calibration,
     "instance_norm": instance_norm,
     "instance_norm_variants": instance_norm_variants,
     "quantization": quantization,

@@ -38,7 +38,7 @@ CLASSES = 10
 """Of the checkpoints made here."""
 
 COMMANDS = (
-    "build-engine", "calibrate", "doctor", "export", "inspect", "predict", "quantize",
+    "build-engine", "calibrate", "doctor", "export", "inspect", "lint", "predict", "quantize",
     "sensitivity", "variants",
     "verify",
 )  # fmt: skip

@@ -49,6 +49,12 @@ def test_build_engine_after_export(workspace: Path) -> None:
     assert (build.precision, build.backend, build.recipe) == ("int8", "onnxruntime", "int8")
     assert build.obtained["qkv"] == {"int8": 15}, "integer kernels, as ONNX Runtime planned them"
     assert build.obtained["proj"] == {"int8": 5}
+    assert build.obtained["stem"] == build.obtained["patch"] == {"float": 3}
+    assert set(build.float_places) == {
+        "stem.conv1:stem", "stem.conv2:stem", "stem.conv3:stem", "patch_embed_2:patch",
+        "patch_embed_3:patch", "patch_embed_4:patch", "head:head",
+    }  # fmt: skip
+    assert "has no integer kernels here, so float weights stay: stem 3 of 3, patch 3 of 3" in said
     assert build.gate is not None
     assert build.gate.passed
     assert build.gate.reference == "PyTorch float64"
@@ -188,12 +194,66 @@ def test_labels_of_the_gate(workspace: Path, tmp_path: Path) -> None:
 def test_activations_beyond_fp16_are_refused(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rest_deploy.quant import observe
+    from rest_deploy.quant import extents
 
-    monkeypatch.setattr(observe, "largest_values", lambda *_: {"stage3.0.mlp.fc1.MatMul.out": 1e5})
+    monkeypatch.setattr(extents, "largest_values", lambda *_: {"stage3.0.mlp.fc1.MatMul.out": 1e5})
     with untouched(workspace):
         refused(run("quantize", "--fp16", "--workspace", workspace, *FEW), 3,
                 "stage3.0.mlp.fc1.MatMul.out reaches 1e+05", "--bf16")  # fmt: skip
+
+
+def test_values_beyond_fp16_are_found_on_real_images(tmp_path: Path) -> None:
+    """fc1 of one block is 1e5 times too large and fc2 as much too small: float32 does not mind."""
+    from safetensors import safe_open
+    from safetensors.numpy import load_file, save_file
+
+    state = load_file(TRAINED_WEIGHTS)
+    with safe_open(TRAINED_WEIGHTS, "np") as stored:
+        metadata = stored.metadata()
+    state["stage3.0.mlp.fc1.weight"] *= np.float32(1e5)
+    state["stage3.0.mlp.fc2.weight"] *= np.float32(1e-5)
+    save_file(state, tmp_path / "wide.safetensors", metadata=metadata)
+    done("export", "--variant", "nano", "--checkpoint", tmp_path / "wide.safetensors",
+         "--workspace", tmp_path / "w")  # fmt: skip
+    with untouched(tmp_path / "w"):
+        refused(
+            run("quantize", "--fp16", "--workspace", tmp_path / "w", *FEW), 3,
+            "tensors leave FP16's range (65504) on real images", "stage3.0.mlp.", "reaches",
+            "--bf16",
+        )  # fmt: skip
+
+
+def test_a_foreign_file_is_linted(workspace: Path, tmp_path: Path) -> None:
+    done("quantize", "--int8", "--workspace", workspace, "--no-gate", *FEW)
+    said = done("lint", workspace / "rest_nano.int8.onnx")
+    assert "5 attentions, 0 of them missed; 37 of 49 weight layers quantized" in said
+    assert "nothing to mend" in said
+    result = run("lint", workspace / "rest_nano.onnx")
+    assert result.exit_code == 1
+    assert (
+        "error [attention-missed] 5 of 5 attentions have a float q, k, v or proj" in result.stdout
+    )
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"\x08\x0anothing")
+    refused(run("lint", broken), 3, "is not an ONNX model")
+    refused(run("lint", tmp_path / "none.onnx"), 3, "no such file")
+
+
+def test_calibration_at_several_sizes(workspace: Path) -> None:
+    options = ("--calib-sizes", "224,96x160", "--limit", "20", "--workspace", workspace)
+    said = done("calibrate", *options)
+    assert "brought to 224x224, 96x160" in said
+    table = read_table(workspace / "rest_nano.int8.calibration.json")
+    assert table.calibration_set.sizes == ((224, 224), (96, 160))
+    pixels = (8 + 4) * 224 * 224 + 8 * 96 * 160
+    assert table.ranges["image"].values == 3 * pixels
+    assert "reused, it fits" in done("calibrate", *options)
+    changed = done("calibrate", "--limit", "20", "--workspace", workspace)
+    assert "replaced: it was made at other sizes" in changed
+    with untouched(workspace):
+        refused(run("calibrate", "--calib-sizes", "16", "--workspace", workspace), 3,
+                "calibration size 16x16; expected at least 32")  # fmt: skip
+        assert run("calibrate", "--calib-sizes", "a", "--workspace", workspace).exit_code == 2
 
 
 def test_a_folder_of_classes_calibrates(workspace: Path, tmp_path: Path) -> None:
@@ -284,12 +344,33 @@ def test_an_interrupted_calibration_goes_on(workspace: Path) -> None:
     assert not state.exists()
 
 
+def test_an_interrupted_sensitivity_goes_on(workspace: Path) -> None:
+    """Ctrl-C while it measures: exit 130, the scores so far are kept and used."""
+    options = ["sensitivity", "--workspace", str(workspace), "--limit", "16", "--seed", "3",
+               "--gate-images", "16"]  # fmt: skip
+    command = f"{INTERRUPTIBLE}; from rest_deploy.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=CLONE,
+    )  # fmt: skip
+    stored = workspace / "rest_nano.int8.sensitivity.json"
+    eventually(stored.is_file, process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode in (130, -signal.SIGINT), stderr
+    scores = json.loads(stored.read_text())["scores"]
+    assert 0 < len(scores) < 20
+    report = json.loads(done(*options, "--json"))
+    assert report["resumed"] == len(scores)
+    assert read_table(workspace / "rest_nano.int8.calibration.json").images == 16
+
+
 def test_sensitivity_with_a_budget(workspace: Path) -> None:
     """The first half of its scores is taken from an interrupted run."""
     recipe = workspace / "mine.toml"
     text = (CLONE / "calibration" / "int8.toml").read_text(encoding="utf-8")
     recipe.write_text(
-        text.replace('quantize = ["patch", "qkv", "proj", "mlp", "head"]',
+        text.replace('quantize = ["stem", "patch", "qkv", "proj", "mlp", "head"]',
                      'quantize = ["patch", "head"]').replace('name = "int8"', 'name = "few"'),
         encoding="utf-8",
     )  # fmt: skip

@@ -428,6 +428,30 @@ class TestRefusals:
             load_image(data)
 
 
+class TestOtherSizes:
+    @pytest.mark.parametrize("size", [(300, 200), (200, 300), (250, 250), (1000, 90)])
+    def test_the_cards_own_size_changes_nothing(self, size: tuple[int, int]) -> None:
+        image = Image.fromarray(photo(*size))
+        given = to_pixels(image, OFFICIAL, (OFFICIAL.crop, OFFICIAL.crop))
+        np.testing.assert_array_equal(given, to_pixels(image, OFFICIAL))
+
+    @pytest.mark.parametrize("size", [(64, 200), (200, 64), (96, 96), (448, 97)])
+    @pytest.mark.parametrize("image", [(300, 200), (90, 400)])
+    def test_it_is_filled_with_image(self, size: tuple[int, int], image: tuple[int, int]) -> None:
+        white = Image.new("RGB", image, "white")
+        pixels = to_pixels(white, OFFICIAL, size)
+        assert pixels.shape == (*size, 3)
+        assert pixels.min() == 255
+
+    def test_its_centre_is_the_images(self) -> None:
+        """Left half black, right half white: the edge stays in the middle."""
+        image = Image.new("RGB", (400, 300), "white")
+        image.paste("black", (0, 0, 200, 300))
+        pixels = to_pixels(image, OFFICIAL, (64, 160))
+        assert pixels[:, 77].max() < 32
+        assert pixels[:, 83].min() > 223
+
+
 class TestListImages:
     def test_sorted_with_subfolders_and_any_case(self, tmp_path: Path) -> None:
         (tmp_path / "b").mkdir()

@@ -16,6 +16,7 @@ from rest_deploy.contracts import TensorSpec
 from rest_deploy.errors import ArtifactError, MissingDependencyError, require
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -96,6 +97,10 @@ FLOAT_KERNELS = frozenset({
 })  # fmt: skip
 
 
+FUSED_ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh", "Clip", "LeakyRelu", "HardSigmoid"})
+"""ONNX Runtime folds them into the convolution before."""
+
+
 def kernels(path: Path) -> list[tuple[str, str]]:
     """(node name, "int8" or "float") of every GEMM and convolution of the optimized graph.
 
@@ -111,14 +116,25 @@ def kernels(path: Path) -> list[tuple[str, str]]:
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
-    found = []
-    for node in graph.node:
-        if node.op_type in INTEGER_KERNELS | FLOAT_KERNELS:
-            kind = "int8" if node.op_type in INTEGER_KERNELS else "float"
-            found.append((_original_name(node.name), kind))
-    return found
+    original = onnx.load(path, load_external_data=False).graph
+    makers = {output: node for node in original.node for output in node.output}
+    return [
+        (_original_name(node.name, makers), "int8" if node.op_type in INTEGER_KERNELS else "float")
+        for node in graph.node
+        if node.op_type in INTEGER_KERNELS | FLOAT_KERNELS
+    ]
 
 
-def _original_name(name: str) -> str:
-    """Fusions append to a node's name: "/MatmulTransposeFusion/", "_nchwc"."""
-    return name.split("/")[0].removesuffix("_nchwc").removesuffix(".out")
+def _original_name(name: str, makers: Mapping[str, onnx.NodeProto]) -> str:
+    """Of a node after fusions, which append "/MatmulTransposeFusion/" and the like, or call a
+    blocked convolution after the tensor it makes, behind its activation.
+
+    makers: of the tensors of the original graph.
+    """
+    name = name.split("/")[0]
+    maker = makers.get(name.removesuffix("_nchwc"))
+    if maker is None:
+        return name.removesuffix("_nchwc").removesuffix(".out")
+    while maker.op_type in FUSED_ACTIVATIONS and maker.input[0] in makers:
+        maker = makers[maker.input[0]]
+    return maker.name

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +12,19 @@ import onnx_ir as ir
 from rest_deploy.artifact import sha256_file
 from rest_deploy.graph.roles import Place
 from rest_deploy.quant.dataset import CalibrationSet
-from rest_deploy.quant.equalize import equalize
+from rest_deploy.quant.equalize import Array, equalize
+from rest_deploy.quant.extents import Extent, check_finite, measure
 from rest_deploy.quant.insert_qdq import Layer, Placement, insert_qdq, layers, observed_tensors
 from rest_deploy.quant.level import level
-from rest_deploy.quant.observe import Observation, observe
+from rest_deploy.quant.observe import Histogram, observe
 from rest_deploy.quant.probe import Probe, from_matrix, weight_matrix
 from rest_deploy.quant.recipe import Recipe
 from rest_deploy.quant.resume import State
 from rest_deploy.quant.rounding import round_weight
-from rest_deploy.quant.scales import ALGORITHMS, LARGEST, weight_scales
+from rest_deploy.quant.scales import ALGORITHMS, LARGEST, Algorithm, Format, weight_scales
 from rest_deploy.quant.table import CalibrationTable, Range, RoundedWeight, check_model
 
 BATCH = 8
-
-FIRST_IMAGES = 128
-"""The channels' ranges for `equalize` are stable after these; the thresholds see all images."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and to do, over all passes."""
@@ -41,8 +38,8 @@ def calibrate(
     progress: Progress = lambda _done, _total: None,
     resume: Path | None = None,
 ) -> CalibrationTable:
-    """Stream `images` through the float ONNX `model`: once, and, where the recipe equalizes, once
-    more before for the first of them.
+    """Stream `images` through the float ONNX `model`: once for how far every tensor reaches, and
+    once more through the part of it whose ranges need more than that.
 
     resume: a file that holds the state while this runs; an interrupted calibration of the same
     model, images and recipe goes on from there. Raises `InputError` for non-finite activations.
@@ -53,34 +50,35 @@ def calibrate(
     tensors = observed_tensors(graph, recipe)
     if recipe.corrections.leveling:
         level(graph)
-    equalizing = recipe.corrections.equalization > 0
-    first_count = min(FIRST_IMAGES, len(images)) if equalizing else 0
-    total = first_count + len(images)
-    first: dict[str, Observation] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "prepared.onnx"
-        if equalizing:
-            ir.save(graph, source)
-            first = observe(
-                source, tensors, lambda done: images.batches(BATCH, done, first_count),
-                progress=lambda done: progress(done, total), phase=state.phase("first"),
-            )  # fmt: skip
-            largest = {name: seen.channel_largest for name, seen in first.items()}
-            equalize(graph, largest, recipe.corrections.equalization)
-        ir.save(graph, source)
-        readers = layers(graph, recipe)
-        probes = {
-            name: Probe([layer.node for layer in readers[name].values()])
-            for name in sorted(_probed(graph, recipe))
-        }
-        found = observe(
-            source, tensors, lambda done: images.batches(BATCH, done), probes,
-            progress=lambda done: progress(first_count + done, total), phase=state.phase("all"),
+    searched, probed = _searched(graph, recipe), _probed(graph, recipe)
+    total = len(images) * (2 if searched or probed else 1)
+
+    def batches(done: int) -> Iterator[npt.NDArray[np.float32]]:
+        return images.batches(BATCH, done)
+
+    extents = measure(
+        graph, tensors, batches,
+        progress=lambda done: progress(done, total), phase=state.phase("extents"),
+    )  # fmt: skip
+    check_finite(extents)
+    largest = {name: extent.channel_largest for name, extent in extents.items()}
+    graph, factors = _corrected(model, recipe, largest)
+    readers = layers(graph, recipe)
+    probes = {
+        name: Probe([layer.node for layer in readers[name].values()]) for name in sorted(probed)
+    }
+    histograms = {}
+    if searched or probed:
+        histograms = observe(
+            graph, sorted(searched), batches, probes,
+            progress=lambda done: progress(len(images) + done, total),
+            phase=state.phase("histograms"),
         )  # fmt: skip
     ranges = {
-        name: _range(seen, first.get(name), _place(readers[name]), recipe)
-        for name, seen in found.items()
-    }
+        name: _range(extent, factors.get(name), histograms.get(name),
+                     recipe.activations.of(_place(readers[name])), recipe.format)
+        for name, extent in extents.items()
+    }  # fmt: skip
     table = CalibrationTable(
         schema=1,
         model_sha256=model_sha256,
@@ -98,12 +96,19 @@ def prepared(model: Path, table: CalibrationTable) -> ir.Model:
     """The float graph that is about to be quantized: the same function as `model`, with the
     recipe's exact corrections. Raises `ArtifactError` when the table belongs to another model."""
     check_model(table, model)
-    graph, corrections = ir.load(model), table.recipe.corrections
-    if corrections.leveling:
-        level(graph)
     largest = {name: np.asarray(found.channel_largest) for name, found in table.ranges.items()}
-    equalize(graph, largest, corrections.equalization)
-    return graph
+    return _corrected(model, table.recipe, largest)[0]
+
+
+def _corrected(
+    model: Path, recipe: Recipe, largest: Mapping[str, Array]
+) -> tuple[ir.Model, dict[str, Array]]:
+    """`prepared`, and what the channels of activations were divided by."""
+    graph = ir.load(model)
+    factors = equalize(graph, largest, recipe.corrections.equalization)
+    if recipe.corrections.leveling:
+        level(graph, factors)
+    return graph, factors
 
 
 def quantize(model: Path, table: CalibrationTable) -> tuple[ir.Model, Placement]:
@@ -116,6 +121,17 @@ def quantize(model: Path, table: CalibrationTable) -> tuple[ir.Model, Placement]
     thresholds = {name: found.threshold for name, found in table.ranges.items()}
     rounded = {name: weight.array() for name, weight in table.weights.items()}
     return graph, insert_qdq(graph, table.recipe, thresholds, means, rounded)
+
+
+def _searched(graph: ir.Model, recipe: Recipe) -> set[str]:
+    """Tensors whose threshold cannot be told from how far they reach: another algorithm than
+    minmax, or the operand of an attention product, which equalization changes as it likes."""
+    equalizing = recipe.corrections.equalization > 0
+    return {
+        name
+        for name, readers in layers(graph, recipe).items()
+        if recipe.activations.of(_place(readers)) != "minmax" or (equalizing and not readers)
+    }
 
 
 def _probed(graph: ir.Model, recipe: Recipe) -> set[str]:
@@ -134,18 +150,27 @@ def _place(readers: dict[str, Layer]) -> Place | None:
 
 
 def _range(
-    found: Observation, before: Observation | None, place: Place | None, recipe: Recipe
+    extent: Extent,
+    factor: Array | None,
+    histogram: Histogram | None,
+    algorithm: Algorithm,
+    target: Format,
 ) -> Range:
-    levels, algorithm = LARGEST[recipe.format], recipe.activations.of(place)
-    threshold = ALGORITHMS[algorithm](found.counts, found.largest, levels)
+    """factor: what equalization divided the channels by, None: nothing."""
+    levels, divisor = LARGEST[target], 1.0 if factor is None else factor
+    if histogram is None:  # minmax: a channel's largest is divided as the channel is
+        threshold = largest = float((extent.channel_largest / divisor).max())
+    else:
+        largest = histogram.largest
+        threshold = ALGORITHMS[algorithm](histogram.counts, largest, levels)
     return Range(
         algorithm=algorithm,
         threshold=threshold,
         scale=threshold / levels,
-        largest=found.largest,
-        values=found.values,
-        channel_largest=tuple(map(float, (before or found).channel_largest)),
-        channel_mean=tuple(map(float, found.channel_mean)),
+        largest=largest,
+        values=extent.values,
+        channel_largest=tuple(map(float, extent.channel_largest)),
+        channel_mean=tuple(map(float, extent.channel_mean / divisor)),
     )
 
 

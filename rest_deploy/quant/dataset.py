@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rest_deploy import photos
-from rest_deploy.contracts import Preprocessing, Struct
+from rest_deploy.contracts import SMALLEST_SIDE, Preprocessing, Struct
 from rest_deploy.errors import ImageError, InputError
 from rest_deploy.preprocess import list_images, load_image, normalize, to_pixels
 
@@ -45,11 +45,20 @@ NORMALIZED_RANGE = 20.0
 
 DEFAULT_PHOTO_CROPS = 256
 
+SIZE_BLOCK = 8
+"""So many images in a row have one size: they share a batch."""
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
 
 class Health(Struct, frozen=True):
-    """What was found before calibrating. Brightness: mean of the pixels, 0 to 1, per image."""
+    """What was found before calibrating. Brightness: mean of the pixels, 0 to 1, per image;
+    `smallest` and `largest`: (width, height) of the images as they came, by area."""
 
     images: int
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
     unreadable: tuple[str, ...]
     duplicates: int
     noise: int
@@ -62,7 +71,10 @@ class Health(Struct, frozen=True):
 
 
 class Manifest(Struct, frozen=True):
-    """Which images: enough to make the same set again and to tell another one apart."""
+    """Which images: enough to make the same set again and to tell another one apart.
+
+    `sizes`: (height, width) that they are brought to in turn, empty for the card's own.
+    """
 
     kind: Kind
     source: str
@@ -70,6 +82,7 @@ class Manifest(Struct, frozen=True):
     ids: tuple[str, ...]
     sha256: str
     preprocessing: Preprocessing
+    sizes: tuple[Size, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,17 +113,30 @@ class CalibrationSet:
 
 
 def open_set(
-    source: Path | None, preprocessing: Preprocessing, *, limit: int | None = None, seed: int = 0
+    source: Path | None,
+    preprocessing: Preprocessing,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    sizes: tuple[Size, ...] = (),
 ) -> CalibrationSet:
     """Open and examine a calibration set.
 
     source: a folder (recursive), a text file with one image path a line, a .npy/.npz array, or
     None for crops of scikit-image's photos. limit: at most so many images, drawn with `seed`.
+    sizes: what images are brought to, `SIZE_BLOCK` images to each in turn; none: the card's.
     Raises `InputError` or `ImageError` when there is nothing to calibrate on.
     """
+    for height, width in sizes:
+        if min(height, width) < SMALLEST_SIDE:
+            raise InputError(
+                f"calibration size {height}x{width}; expected at least {SMALLEST_SIDE} pixels"
+            )
     if source is None:
-        return _photo_set(preprocessing, limit or DEFAULT_PHOTO_CROPS, seed)
+        return _photo_set(preprocessing, limit or DEFAULT_PHOTO_CROPS, seed, sizes)
     if source.suffix in {".npy", ".npz"}:
+        if sizes:
+            raise InputError(f"{source} holds images of one size; calibration sizes need files")
         return _array_set(source, preprocessing, limit, seed)
     if source.is_file():
         lines = source.read_text(encoding="utf-8-sig").splitlines()
@@ -119,23 +145,34 @@ def open_set(
     else:
         files, kind = list_images(source), "folder"
     files = _drawn(files, limit, seed)
-    return _file_set(kind, source, files, preprocessing, seed)
+    return _file_set(kind, source, files, preprocessing, seed, sizes)
+
+
+def _size(index: int, sizes: tuple[Size, ...]) -> Size | None:
+    """Of image `index`, None for the card's."""
+    return sizes[index // SIZE_BLOCK % len(sizes)] if sizes else None
 
 
 def _file_set(
-    kind: Kind, source: Path, files: list[Path], preprocessing: Preprocessing, seed: int
+    kind: Kind,
+    source: Path,
+    files: list[Path],
+    preprocessing: Preprocessing,
+    seed: int,
+    sizes: tuple[Size, ...],
 ) -> CalibrationSet:
     readable: list[Path] = []
     unreadable: list[str] = []
     seen = _Examination()
     for file in files:
         try:
-            pixels = to_pixels(load_image(file), preprocessing)
+            image = load_image(file)
+            pixels = to_pixels(image, preprocessing, _size(len(readable), sizes))
         except ImageError as error:
             unreadable.append(error.message)
             continue
         readable.append(file)
-        seen.add(pixels)
+        seen.add(pixels, image.size)
     if not readable or len(unreadable) > UNREADABLE_SHARE * len(files):
         first = unreadable[0] if unreadable else "the list is empty"
         raise InputError(
@@ -150,25 +187,31 @@ def _file_set(
     health = seen.report(str(source), unreadable, classes if nested else 0, preprocessing)
 
     def tensor(index: int) -> Float32:
-        return normalize(to_pixels(load_image(readable[index]), preprocessing), preprocessing)
+        image = load_image(readable[index])
+        return normalize(to_pixels(image, preprocessing, _size(index, sizes)), preprocessing)
 
-    return CalibrationSet(
-        _manifest(kind, str(source), seed, ids, seen.digest(), preprocessing), health, tensor
-    )
+    manifest = _manifest(kind, str(source), seed, ids, seen.digest(), preprocessing, sizes)
+    return CalibrationSet(manifest, health, tensor)
 
 
-def _photo_set(preprocessing: Preprocessing, count: int, seed: int) -> CalibrationSet:
+def _photo_set(
+    preprocessing: Preprocessing, count: int, seed: int, sizes: tuple[Size, ...]
+) -> CalibrationSet:
     crops = photos.crops("train", count, seed)
     seen = _Examination()
-    for crop in crops:
-        seen.add(to_pixels(photos.load(crop), preprocessing))
+    for index, crop in enumerate(crops):
+        image = photos.load(crop)
+        seen.add(to_pixels(image, preprocessing, _size(index, sizes)), image.size)
     ids = [f"{photos.LABELS[crop.photo]}/{','.join(map(str, crop.box))}" for crop in crops]
     health = seen.report("scikit-image's photos", [], len(photos.LABELS), preprocessing)
 
     def tensor(index: int) -> Float32:
-        return normalize(to_pixels(photos.load(crops[index]), preprocessing), preprocessing)
+        image = photos.load(crops[index])
+        return normalize(to_pixels(image, preprocessing, _size(index, sizes)), preprocessing)
 
-    manifest = _manifest("photos", "scikit-image's photos", seed, ids, seen.digest(), preprocessing)
+    manifest = _manifest(
+        "photos", "scikit-image's photos", seed, ids, seen.digest(), preprocessing, sizes
+    )
     return CalibrationSet(manifest, health, tensor)
 
 
@@ -183,11 +226,11 @@ def _array_set(
     for index in order:
         image = images[index]
         if image.dtype == np.uint8:
-            seen.add(image)
+            seen.add(image, (image.shape[1], image.shape[0]))
             continue
         _check_normalized(image, source)
         shown = np.clip((image * std + mean) * 255, 0, 255).round().astype(np.uint8)
-        seen.add(shown.transpose(1, 2, 0))
+        seen.add(shown.transpose(1, 2, 0), (image.shape[2], image.shape[1]))
     health = seen.report(str(source), [], 0, preprocessing)
 
     def tensor(index: int) -> Float32:
@@ -242,11 +285,13 @@ class _Examination:
 
     def __init__(self) -> None:
         self._hashes: list[str] = []
+        self._sizes: list[tuple[int, int]] = []
         self._brightness: list[float] = []
         self._noise = 0
 
-    def add(self, pixels: UInt8) -> None:
-        """pixels: (H, W, 3) uint8."""
+    def add(self, pixels: UInt8, size: tuple[int, int]) -> None:
+        """pixels: (H, W, 3) uint8; size: (width, height) of the image they were cut from."""
+        self._sizes.append(size)
         self._hashes.append(hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest())
         grey = pixels.mean(axis=2)
         self._brightness.append(float(grey.mean()) / 255)
@@ -280,6 +325,8 @@ class _Examination:
             warnings.append(f"{self._noise} calibration images look like random noise")
         return Health(
             images=count,
+            smallest=min(self._sizes, key=_area),
+            largest=max(self._sizes, key=_area),
             unreadable=tuple(unreadable),
             duplicates=duplicates,
             noise=self._noise,
@@ -290,6 +337,10 @@ class _Examination:
             preprocessing=preprocessing,
             warnings=tuple(warnings),
         )
+
+
+def _area(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
 
 
 def _neighbour_correlation(grey: npt.NDArray[np.floating]) -> float:
@@ -308,9 +359,15 @@ def _drawn(items: list[Item], limit: int | None, seed: int) -> list[Item]:
 
 
 def _manifest(
-    kind: Kind, source: str, seed: int, ids: list[str], sha256: str, preprocessing: Preprocessing
+    kind: Kind,
+    source: str,
+    seed: int,
+    ids: list[str],
+    sha256: str,
+    preprocessing: Preprocessing,
+    sizes: tuple[Size, ...] = (),
 ) -> Manifest:
     return Manifest(
         kind=kind, source=source, seed=seed, ids=tuple(ids), sha256=sha256,
-        preprocessing=preprocessing,
+        preprocessing=preprocessing, sizes=sizes,
     )  # fmt: skip

@@ -33,12 +33,14 @@ Array = npt.NDArray[np.floating]
 class Site:
     """`activation` (value name) made by `sources` (initializer name, axis; divided by s) and read
     by `readers` (initializer name, axis of the input channels; multiplied by s). `followers` are
-    readers that stay float: multiplied too, but their range does not count."""
+    depthwise readers: multiplied too, but their range does not count; they read `maps`, the same
+    channels in another layout."""
 
     activation: str
     sources: tuple[tuple[str, int], ...]
     readers: tuple[tuple[str, int], ...]
     followers: tuple[tuple[str, int], ...] = ()
+    maps: tuple[str, ...] = ()
 
 
 def equalize(model: ir.Model, largest: Mapping[str, Array], alpha: float) -> dict[str, Array]:
@@ -59,7 +61,7 @@ def equalize(model: ir.Model, largest: Mapping[str, Array], alpha: float) -> dic
             _scale(model, name, axis, 1.0 / factor)
         for name, axis in (*site.readers, *site.followers):
             _scale(model, name, axis, factor)
-        factors[site.activation] = factor
+        factors |= dict.fromkeys((site.activation, *site.maps), factor)
     return factors
 
 
@@ -80,6 +82,7 @@ def sites(model: ir.Model) -> Iterator[Site]:
 def _norm_site(node: ir.Node) -> Site | None:
     readers: list[tuple[str, int]] = []
     followers: list[tuple[str, int]] = []
+    maps: list[str] = []
     activation = node.outputs[0]
     stack = [use.node for use in activation.uses()]
     while stack:
@@ -92,10 +95,11 @@ def _norm_site(node: ir.Node) -> Site | None:
             activation = reader.inputs[0] or activation  # the head reads the mean of the tokens
         elif here is not None and here.role == "sr":
             followers.append((_name(reader.inputs[1]), 0))  # depthwise: its own channel
+            maps.append(_name(reader.inputs[0]))
         else:
             return None
     sources = tuple((_name(value), 0) for value in node.inputs[1:3] if value is not None)
-    return Site(_name(activation), sources, tuple(readers), tuple(followers))
+    return Site(_name(activation), sources, tuple(readers), tuple(followers), tuple(maps))
 
 
 def _value_site(node: ir.Node) -> Site | None:

@@ -56,12 +56,14 @@ class Layer:
         return self.place.role
 
 
-def observed_tensors(model: ir.Model, recipe: Recipe) -> dict[str, int]:
-    """The activations that need a scale: name -> channel axis (-1 for tokens, 1 for maps)."""
-    tensors: dict[str, int] = {}
+def observed_tensors(model: ir.Model, recipe: Recipe) -> dict[str, int | None]:
+    """The activations that need a scale: name -> channel axis (-1 for tokens, 1 for maps, None for
+    an operand of an attention product: its axes are heads, tokens and keys)."""
+    tensors: dict[str, int | None] = {}
     for node, _ in _wanted(model, recipe):
         for value in _activations(node):
-            tensors[value.name or ""] = 1 if node.op_type == "Conv" else -1
+            channels = 1 if node.op_type == "Conv" else -1
+            tensors[value.name or ""] = channels if _has_weight(node) else None
     return tensors
 
 
@@ -75,7 +77,7 @@ def layers(model: ir.Model, recipe: Recipe) -> dict[str, dict[str, Layer]]:
         weight = node.inputs[1]
         for value in _activations(node):
             readers = found.setdefault(value.name or "", {})
-            if weight is not None and weight.is_initializer():
+            if weight is not None and _has_weight(node):
                 readers[node.name or ""] = Layer(node, here, weight.name or "")
     return found
 
@@ -160,6 +162,11 @@ def quantized_weight(
 def _activations(node: ir.Node) -> list[ir.Value]:
     """Inputs that are not weights: one, or both of an attention product."""
     return [v for v in node.inputs[:2] if v is not None and not v.is_initializer()]
+
+
+def _has_weight(node: ir.Node) -> bool:
+    """Not a product of two activations."""
+    return node.inputs[1] is not None and node.inputs[1].is_initializer()
 
 
 def _quantize_weight(

@@ -13,15 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from rest_deploy.artifact import staging
-from rest_deploy.quant.observe import Observation
-from rest_deploy.quant.probe import Probe
+from rest_deploy.quant.replay import Arrays, Running
 
 SAVE_SECONDS = 10.0
-
-Arrays = dict[str, npt.NDArray[np.generic]]
 
 
 class State:
@@ -63,33 +59,29 @@ class State:
 
 
 class StoredPhase:
-    """One pass over the images; see `observe.Phase`."""
+    """One pass over the images; see `replay.Phase`."""
 
     def __init__(self, state: State, name: str) -> None:
         self._state, self._name = state, name
         self._saved = time.monotonic()
 
-    def restore(self, seen: Mapping[str, Observation], probes: Mapping[str, Probe]) -> int:
+    def restore(self, items: Mapping[str, Running]) -> int:
         arrays = self._state.arrays
         if f"{self._name}/done" not in arrays:
             return 0
-        for kind, group in (("seen", seen), ("probes", probes)):
-            for name, item in group.items():
-                prefix = f"{self._name}/{kind}/{name}/"
-                item.restore({key.removeprefix(prefix): value for key, value in arrays.items()
-                              if key.startswith(prefix)})  # fmt: skip
+        for name, item in items.items():
+            prefix = f"{self._name}/of/{name}/"
+            item.restore({key.removeprefix(prefix): value for key, value in arrays.items()
+                          if key.startswith(prefix)})  # fmt: skip
         return int(np.asarray(arrays[f"{self._name}/done"], np.int64))
 
-    def offer(
-        self, done: int, seen: Mapping[str, Observation], probes: Mapping[str, Probe]
-    ) -> None:
+    def offer(self, done: int, items: Mapping[str, Running]) -> None:
         arrays = self._state.arrays
         if self._state.path is None or time.monotonic() - self._saved < SAVE_SECONDS:
             return
         arrays[f"{self._name}/done"] = np.array(done)
-        for kind, group in (("seen", seen), ("probes", probes)):
-            for name, item in group.items():
-                for key, value in item.state().items():
-                    arrays[f"{self._name}/{kind}/{name}/{key}"] = value
+        for name, item in items.items():
+            for key, value in item.state().items():
+                arrays[f"{self._name}/of/{name}/{key}"] = value
         self._state.write()
         self._saved = time.monotonic()

@@ -88,6 +88,8 @@ def fits(
     """None when a new calibration would give this table again, else the first difference."""
     if table.model_sha256 != model_sha256:
         return "it was made for another model"
+    if table.calibration_set.sizes != images.sizes:
+        return "it was made at other sizes"
     if table.calibration_set.sha256 != images.sha256:
         return "it was made on other images"
     if table.calibration_set.preprocessing != images.preprocessing:

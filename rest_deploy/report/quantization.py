@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 
 from rest_deploy.contracts import Build, GateResult
-from rest_deploy.quant.dataset import Health
+from rest_deploy.quant.dataset import Health, Size
 from rest_deploy.quant.table import CalibrationTable
 from rest_deploy.report.text import table as columns
-from rest_deploy.verbs import BuildReport, CalibrationReport, SensitivityReport
+from rest_deploy.verbs import BuildReport, CalibrationReport, LintReport, SensitivityReport
 from rest_deploy.verify.gate import describe
+
+LISTED = 5
+"""Unreadable files shown."""
 
 WIDEST = 5
 """Tensors listed whose range is widest for their bulk."""
@@ -20,7 +23,7 @@ def calibration(report: CalibrationReport, table: CalibrationTable) -> str:
     lines = [
         f"{report.table}: {report.tensors} ranges by {report.recipe.name}, "
         f"{report.images} images ({head})",
-        *_health(report.source, report.health),
+        *_health(report.source, report.health, report.sizes),
     ]
     if report.replaced:
         lines.append(f"the table that was there is replaced: {report.replaced}")
@@ -47,7 +50,7 @@ def build(report: BuildReport) -> str:
         found = report.calibration
         reused = ", reused" if found.reused else ""
         lines.append(f"calibration: {found.table} ({found.images} images{reused})")
-        lines += _health(found.source, found.health)
+        lines += _health(found.source, found.health, found.sizes)
     lines += ["", _layers(made, report.skipped), "", _gate(made.gate)]
     lines += [f"warning: {warning}" for warning in report.warnings]
     return "\n".join(lines)
@@ -60,15 +63,25 @@ def _backend(report: BuildReport) -> str:
     return f"backend: {report.build.backend}" + (f" ({passed})" if passed else "")
 
 
-def _health(source: str, health: Health | None) -> list[str]:
+def _health(source: str, health: Health | None, sizes: tuple[Size, ...]) -> list[str]:
     if health is None:
         return []
+    at = ", ".join(f"{height}x{width}" for height, width in sizes)
     lines = [
         f"images: {health.images} of {source}, {health.duplicates} duplicates, "
-        f"{len(health.unreadable)} unreadable, brightness {health.brightness_min:.2f} to "
-        f"{health.brightness_max:.2f}, cut to {health.preprocessing.crop} pixels"
+        f"{len(health.unreadable)} unreadable",
+        f"  {_times(health.smallest)} to {_times(health.largest)} pixels, brightness "
+        f"{health.brightness_min:.2f} to {health.brightness_max:.2f}, "
+        f"brought to {at or _times((health.preprocessing.crop,) * 2)}",
+        *(f"  skipped: {reason}" for reason in health.unreadable[:LISTED]),
     ]
+    if len(health.unreadable) > LISTED:
+        lines.append(f"  and {len(health.unreadable) - LISTED} more; all with --json")
     return lines + [f"warning: {warning}" for warning in health.warnings]
+
+
+def _times(size: tuple[int, ...]) -> str:
+    return "x".join(map(str, size))
 
 
 def _layers(made: Build, skipped: dict[str, dict[str, int]]) -> str:
@@ -97,6 +110,27 @@ def _gate(result: GateResult | None) -> str:
             f"  labelled top-1: {result.top1_engine:.1%} ({low2:.1%} to {high2:.1%}), reference "
             f"{result.top1_reference:.1%} ({low:.1%} to {high:.1%}), {result.labelled} images"
         )
+    return "\n".join(lines)
+
+
+def lint(report: LintReport) -> str:
+    found = report.found
+    lines = [
+        f"{report.file}: {found.attentions} attentions, {found.missed} of them missed; "
+        f"{found.quantized} of {found.layers} weight layers quantized"
+    ]
+    for finding in found.findings:
+        more = ", …" if finding.count > len(finding.where) else ""
+        lines += [
+            "",
+            f"{finding.level} [{finding.rule}] {finding.count} of {finding.total} {finding.what}",
+            f"  {finding.why}",
+            f"  {', '.join(finding.where)}{more}",
+        ]
+    if not found.attentions:
+        lines.append("no attention found: is this a ResT?")
+    elif not found.findings:
+        lines.append("nothing to mend")
     return "\n".join(lines)
 
 

@@ -1,9 +1,11 @@
 """The functions behind the commands: each composes stages and returns one frozen report."""
 
-from rest_deploy.verbs.build import BuildReport, Request, build_engine, quantize
-from rest_deploy.verbs.calibrate import CalibrationReport, calibrate
+from rest_deploy.verbs.build import BuildReport, build_engine, quantize
+from rest_deploy.verbs.calibrate import CalibrationReport, Images, calibrate
 from rest_deploy.verbs.export import ExportReport, export, file_name
 from rest_deploy.verbs.inspect import Inspection, inspect
+from rest_deploy.verbs.lint import LintReport, lint
+from rest_deploy.verbs.make import Request
 from rest_deploy.verbs.progress import Counter, Progress, silent, uncounted
 from rest_deploy.verbs.sensitivity import SensitivityReport, sensitivity
 from rest_deploy.verbs.variants import VariantRow, VariantTable, variants
@@ -14,7 +16,9 @@ __all__ = [
     "CalibrationReport",
     "Counter",
     "ExportReport",
+    "Images",
     "Inspection",
+    "LintReport",
     "Progress",
     "Request",
     "SensitivityReport",
@@ -25,6 +29,7 @@ __all__ = [
     "export",
     "file_name",
     "inspect",
+    "lint",
     "open_session",
     "quantize",
     "sensitivity",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from rest_deploy.artifact import sha256_file, to_json, write_text
 from rest_deploy.contracts import Preprocessing, Struct
 from rest_deploy.errors import ArtifactError, InputError, require
-from rest_deploy.quant.dataset import CalibrationSet, Health, open_set
+from rest_deploy.quant.dataset import CalibrationSet, Health, Size, open_set
 from rest_deploy.quant.recipe import Recipe, load_recipe
 from rest_deploy.quant.table import CalibrationTable, check_model, fits, read_table, table_sha256
 from rest_deploy.verbs.progress import Counter, uncounted
@@ -17,6 +18,21 @@ from rest_deploy.verbs.verify import open_export
 
 TABLE_SUFFIX = ".calibration.json"
 STATE_SUFFIX = ".calibration.partial.npz"
+
+
+@dataclass(frozen=True)
+class Images:
+    """Which images to calibrate on. data: None for scikit-image's photos; limit: at most so many,
+    drawn with `seed`; sizes: (height, width) that they are brought to, none for the card's."""
+
+    data: Path | None = None
+    limit: int | None = None
+    seed: int = 0
+    sizes: tuple[Size, ...] = ()
+
+
+CARD_PHOTOS = Images()
+"""scikit-image's photos at the card's size."""
 
 
 class CalibrationReport(Struct, frozen=True):
@@ -31,6 +47,7 @@ class CalibrationReport(Struct, frozen=True):
     recipe: Recipe
     source: str
     images: int
+    sizes: tuple[Size, ...]
     tensors: int
     health: Health | None
     reused: bool
@@ -42,13 +59,11 @@ def calibrate(
     model: Path | None,
     *,
     workspace: Path,
-    data: Path | None = None,
+    images: Images = CARD_PHOTOS,
     recipe: str = "int8",
-    limit: int | None = None,
-    seed: int = 0,
     counter: Counter = uncounted,
 ) -> tuple[CalibrationReport, CalibrationTable]:
-    """Calibrate `model` (None: the newest export) on `data` (None: scikit-image's photos).
+    """Calibrate `model` (None: the newest export).
 
     The table lies in the workspace as MODEL.RECIPE.calibration.json. Raises `InputError`,
     `ImageError` (nothing to calibrate on), `CardError` (the recipe), `OutputError`.
@@ -59,14 +74,14 @@ def calibrate(
 
     chosen = load_recipe(recipe)
     session = open_export(model, workspace)
-    images = _open(data, session.metadata.card.preprocessing, limit, seed)
+    opened = _open(images, session.metadata.card.preprocessing)
     target = workspace / f"{session.path.name.removesuffix('.onnx')}.{chosen.name}{TABLE_SUFFIX}"
     started = time.monotonic()
-    found, why_not = _stored(target, session.path, images, chosen)
+    found, why_not = _stored(target, session.path, opened, chosen)
     table = found
     if table is None:
         state = target.with_name(target.name.removesuffix(TABLE_SUFFIX) + STATE_SUFFIX)
-        table = run(session.path, images, chosen, progress=_counting(counter), resume=state)
+        table = run(session.path, opened, chosen, progress=_counting(counter), resume=state)
         write_text(target, to_json(table))
     return (
         CalibrationReport(
@@ -74,10 +89,11 @@ def calibrate(
             table_sha256=table_sha256(table),
             model=str(session.path),
             recipe=table.recipe,
-            source=images.manifest.source,
-            images=len(images),
+            source=opened.manifest.source,
+            images=len(opened),
+            sizes=opened.manifest.sizes,
             tensors=len(table.ranges),
-            health=images.health,
+            health=opened.health,
             reused=found is not None,
             replaced=why_not,
             seconds=time.monotonic() - started,
@@ -97,6 +113,7 @@ def given_table(path: Path, model: Path) -> tuple[CalibrationReport, Calibration
         recipe=table.recipe,
         source=table.calibration_set.source,
         images=table.images,
+        sizes=table.calibration_set.sizes,
         tensors=len(table.ranges),
         health=None,
         reused=True,
@@ -106,18 +123,18 @@ def given_table(path: Path, model: Path) -> tuple[CalibrationReport, Calibration
     return report, table
 
 
-def _open(
-    data: Path | None, preprocessing: Preprocessing, limit: int | None, seed: int
-) -> CalibrationSet:
+def _open(images: Images, preprocessing: Preprocessing) -> CalibrationSet:
     from rest_deploy import photos
 
-    if data is None and not photos.available():
+    if images.data is None and not photos.available():
         raise InputError(
             "no calibration images: scikit-image, whose photos are the default, is not installed",
             hint="--calib-data D (a folder, a list, .npy or .npz), or pip install "
             "'rest-deploy[demo]'",
         )
-    return open_set(data, preprocessing, limit=limit, seed=seed)
+    return open_set(
+        images.data, preprocessing, limit=images.limit, seed=images.seed, sizes=images.sizes
+    )
 
 
 def _stored(

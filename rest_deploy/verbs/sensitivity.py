@@ -16,7 +16,7 @@ from rest_deploy.errors import require
 from rest_deploy.quant.budget import PlaceScore, Score, parse_budget
 from rest_deploy.quant.recipe import Recipe, load_recipe
 from rest_deploy.runtime.session import Session
-from rest_deploy.verbs.calibrate import calibrate
+from rest_deploy.verbs.calibrate import CARD_PHOTOS, Images, calibrate
 from rest_deploy.verbs.gate import gate_data, reference_logits
 from rest_deploy.verbs.progress import Counter, Progress, silent, step, uncounted
 from rest_deploy.verbs.verify import open_export
@@ -61,7 +61,7 @@ def sensitivity(
     *,
     workspace: Path,
     recipe: str = "int8",
-    data: Path | None = None,
+    images: Images = CARD_PHOTOS,
     gate_images: int = SENSITIVITY_IMAGES,
     gate_set: Path | None = None,
     checkpoint: Path | None = None,
@@ -84,16 +84,16 @@ def sensitivity(
     source = open_export(model, workspace)
     loaded = load_recipe(recipe)
     report, table = calibrate(
-        source.path, workspace=workspace, data=data, recipe=recipe, counter=counter
+        source.path, workspace=workspace, images=images, recipe=recipe, counter=counter
     )
-    images = gate_data(source.metadata, gate_set, gate_images)
-    with step(progress, f"computed the reference on {len(images.images)} images"):
-        expected, reference = reference_logits(source, images.images, checkpoint)
+    seen = gate_data(source.metadata, gate_set, gate_images)
+    with step(progress, f"computed the reference on {len(seen.images)} images"):
+        expected, reference = reference_logits(source, seen.images, checkpoint)
     exact = np.asarray(expected)
     stem = f"{source.path.name.removesuffix('.onnx')}.{loaded.name}"
     file = workspace / f"{stem}.sensitivity.json"
     identity = hashlib.sha256(
-        f"{report.table_sha256} {hashlib.sha256(images.images.tobytes()).hexdigest()}".encode()
+        f"{report.table_sha256} {hashlib.sha256(seen.images.tobytes()).hexdigest()}".encode()
     ).hexdigest()
     scores = _stored(file, identity)
     resumed = len(scores)
@@ -105,7 +105,7 @@ def sensitivity(
             path = Path(folder) / "quantized.onnx"
             ir.save(graph, path)
             engine = Session.open(path, metadata=source.metadata)
-            actual = gate.logits(engine.run, images.images)
+            actual = gate.logits(engine.run, seen.images)
         return Score(
             relative_error=metrics.relative_error(exact, actual),
             kl=metrics.kl_divergence(exact, actual),
@@ -128,8 +128,8 @@ def sensitivity(
         model=str(source.path),
         recipe=loaded,
         reference=reference,
-        images=len(images.images),
-        source=images.source,
+        images=len(seen.images),
+        source=seen.source,
         whole=scores[""],
         places=tuple(places),
         resumed=resumed,
@@ -140,7 +140,7 @@ def sensitivity(
     found = study.within_budget(source.path, table, places, wanted, measure)
     target = output or workspace / f"{stem}-budget.toml"
     comment = (
-        f"{loaded.name} with places in float so that {wanted} holds on {images.source}:\n"
+        f"{loaded.name} with places in float so that {wanted} holds on {seen.source}:\n"
         f"measured {getattr(found.score, wanted.metric):.4g}; "
         f"{found.float_share:.0%} of the multiplications stay float."
     )

@@ -9,7 +9,7 @@ harmless layer hides in the logits' error, but not in the other two.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,10 +128,11 @@ def range_use(model: Path, images: Float32) -> dict[str, float]:
     """
     import onnx_ir as ir
 
-    from rest_deploy.quant.observe import open_session
+    from rest_deploy.quant.extents import measure
 
+    graph = ir.load(model)
     holds: dict[str, tuple[str, float]] = {}
-    for node in ir.load(model).graph:
+    for node in graph.graph:
         if node.op_type != "QuantizeLinear":
             continue
         source, step = node.inputs[:2]
@@ -144,13 +145,8 @@ def range_use(model: Path, images: Float32) -> dict[str, float]:
         holds[source.name or ""] = (node.name or "", float(scale.numpy()) * levels)
     if not holds:
         return {}
-    session = open_session(model, list(holds))
-    met = dict.fromkeys(holds, 0.0)
-    for start in range(0, len(images), BATCH):
-        found = session.run(list(holds), {"image": images[start : start + BATCH]})
-        for name, array in zip(holds, found, strict=True):
-            met[name] = float(np.maximum(met[name], np.abs(array).max()))  # NaN stays NaN
-    return {holds[name][0]: met[name] / holds[name][1] for name in holds}
+    met = measure(graph, dict.fromkeys(holds), lambda done: in_batches(images[done:]))
+    return {holds[name][0]: met[name].largest / holds[name][1] for name in holds}
 
 
 def weight_errors(model: Path, original: ir.Model) -> dict[str, float]:
@@ -184,9 +180,13 @@ def weight_errors(model: Path, original: ir.Model) -> dict[str, float]:
 
 def logits(infer: Infer, images: Float32) -> npt.NDArray[np.floating]:
     """`infer` over (N, 3, H, W) in batches."""
-    return np.concatenate(
-        [infer(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
-    )
+    return np.concatenate([infer(batch) for batch in in_batches(images)])
+
+
+def in_batches(images: Float32) -> Iterator[Float32]:
+    """(N, 3, H, W) -> at most `BATCH` of them at a time."""
+    for start in range(0, len(images), BATCH):
+        yield images[start : start + BATCH]
 
 
 def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:

@@ -85,7 +85,7 @@ def check_int8(plan: dict[str, Counter[str]], gemms: int) -> None:
     for role in ("qkv", "proj", "mlp", "head"):
         weights += plan[role]
     assert weights == {"Int8": gemms}, "every weight GEMM, after merging those of one input"
-    assert plan["patch"] == {"Int8": 3}
+    assert plan["stem"] == plan["patch"] == {"Int8": 3}
     assert set(plan["sr"]) == {"Float"}
     assert set(plan.get("pa", {})) <= {"Float"}
 

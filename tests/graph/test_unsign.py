@@ -19,11 +19,11 @@ from tests.quant.test_dataset import photo_like
 
 
 @pytest.fixture(scope="module")
-def signed(exported_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def signed(trained_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("signed")
     photo_like(folder / "set", 8)
     images = open_set(folder / "set", load_card("nano").preprocessing)
-    model, _ = quantize(exported_nano, calibrate(exported_nano, images, load_recipe("int8")))
+    model, _ = quantize(trained_nano, calibrate(trained_nano, images, load_recipe("int8")))
     ir.save(model, folder / "signed.onnx")
     return folder / "signed.onnx"
 

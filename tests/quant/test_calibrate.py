@@ -10,12 +10,15 @@ import pytest
 from rest_deploy.artifact import to_json
 from rest_deploy.cards import load_card
 from rest_deploy.errors import ArtifactError
-from rest_deploy.quant.calibrate import calibrate, quantize
+from rest_deploy.quant.calibrate import calibrate, prepared, quantize
 from rest_deploy.quant.dataset import CalibrationSet, open_set
+from rest_deploy.quant.extents import measure
+from rest_deploy.quant.insert_qdq import observed_tensors
 from rest_deploy.quant.recipe import load_recipe
 from rest_deploy.quant.table import CalibrationTable, read_table
 from rest_deploy.runtime.session import Session
 from rest_deploy.verify.metrics import relative_error
+from rest_deploy.verify.parity import Case, synthetic_images
 from tests.quant.test_dataset import photo_like
 
 
@@ -46,7 +49,52 @@ def test_progress_counts_images(exported_nano: Path, images: CalibrationSet) -> 
     calibrate(
         exported_nano, images, load_recipe("fp8"), progress=lambda *counts: done.append(counts)
     )
-    assert done == [(8, 24), (12, 24), (20, 24), (24, 24)]
+    assert done == [(8, 12), (12, 12)]
+
+
+MIXED = """
+schema = 1
+name = "mixed"
+format = "int8"
+quantize = ["stem", "patch", "qkv", "proj", "mlp", "head", "scores", "context", "pa", "sr"]
+[activations]
+algorithm = "minmax"
+places = { "stem.conv2:stem" = "mse" }
+[corrections]
+leveling = true
+equalization = 0.5
+rounding = ["stem"]
+"""
+
+
+def test_one_pass_finds_what_the_corrected_graph_reaches(
+    exported_nano: Path, images: CalibrationSet, tmp_path: Path
+) -> None:
+    """Ranges are measured before equalization and divided; here the equalized graph is run."""
+    (tmp_path / "mixed.toml").write_text(MIXED)
+    table = calibrate(exported_nano, images, load_recipe(str(tmp_path / "mixed.toml")))
+    reached = measure(
+        prepared(exported_nano, table), dict.fromkeys(table.ranges),
+        lambda done: images.batches(8, done),
+    )  # fmt: skip
+    for name, found in table.ranges.items():
+        assert found.largest == pytest.approx(reached[name].largest, rel=2e-4), name
+    clipped = [n for n, found in table.ranges.items() if found.threshold < found.largest]
+    assert clipped == ["stem.Relu.out"]
+
+
+def test_sizes_may_be_mixed(exported_nano: Path, tmp_path: Path) -> None:
+    """Operands of the attention products too, whose axes are tokens and keys."""
+    sizes = [Case(batch=2, height=64, width=96), Case(batch=1, height=160, width=64)]
+    batches = [synthetic_images(case) for case in sizes]
+    model = ir.load(exported_nano)
+    (tmp_path / "mixed.toml").write_text(MIXED)
+    tensors = observed_tensors(model, load_recipe(str(tmp_path / "mixed.toml")))
+    together = measure(model, tensors, lambda _done: batches)
+    alone = [measure(model, tensors, lambda _done: batches[:1]),
+             measure(model, tensors, lambda _done: batches[1:])]  # fmt: skip
+    for name, found in together.items():
+        assert found.largest == max(one[name].largest for one in alone)
 
 
 def test_a_stored_table_gives_the_same_graph(
@@ -57,7 +105,7 @@ def test_a_stored_table_gives_the_same_graph(
     files = []
     for index, used in enumerate((table, read_table(path))):
         model, placement = quantize(exported_nano, used)
-        assert sum(placement.quantized.values()) == 34
+        assert sum(placement.quantized.values()) == 37
         files.append(tmp_path / f"{index}.onnx")
         ir.save(model, files[-1])
     assert files[0].read_bytes() == files[1].read_bytes()

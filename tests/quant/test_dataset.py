@@ -38,6 +38,35 @@ def test_a_folder_with_classes(tmp_path: Path) -> None:
     assert sizes == [(2, 3, 224, 224), (2, 3, 224, 224), (1, 3, 224, 224)]
 
 
+def test_several_sizes_in_turn(tmp_path: Path) -> None:
+    """Blocks of images share a size, so that they share batches; each image keeps its own."""
+    photo_like(tmp_path, 20)
+    found = open_set(tmp_path, PREPROCESSING, sizes=((64, 96), (224, 224)))
+    assert found.manifest.sizes == ((64, 96), (224, 224))
+    shapes = [batch.shape for batch in found.batches(8)]
+    assert shapes == [(8, 3, 64, 96), (8, 3, 224, 224), (4, 3, 64, 96)]
+    assert [found.tensor(index).shape[1:] for index in (7, 8)] == [(64, 96), (224, 224)]
+    resumed = [batch.shape for batch in found.batches(8, start=8)]
+    assert resumed == shapes[1:]
+    assert found.manifest.sha256 != open_set(tmp_path, PREPROCESSING).manifest.sha256
+
+
+def test_sizes_that_cannot_be(tmp_path: Path) -> None:
+    photo_like(tmp_path, 2)
+    with pytest.raises(InputError, match="calibration size 16x224"):
+        open_set(tmp_path, PREPROCESSING, sizes=((16, 224),))
+    np.save(tmp_path / "set.npy", np.zeros((2, 64, 64, 3), np.uint8))
+    with pytest.raises(InputError, match="holds images of one size"):
+        open_set(tmp_path / "set.npy", PREPROCESSING, sizes=((64, 64),))
+
+
+def test_the_spread_of_sizes(tmp_path: Path) -> None:
+    photo_like(tmp_path / "small", 2, size=64)
+    photo_like(tmp_path / "large", 2, size=200)
+    health = open_set(tmp_path, PREPROCESSING).health
+    assert (health.smallest, health.largest) == ((64, 64), (200, 200))
+
+
 def test_a_list(tmp_path: Path) -> None:
     photo_like(tmp_path / "images", 3)
     listing = tmp_path / "list.txt"

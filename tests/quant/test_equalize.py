@@ -11,8 +11,8 @@ import onnx_ir as ir
 import pytest
 
 from rest_deploy.quant.equalize import equalize, sites
+from rest_deploy.quant.extents import Extent, measure
 from rest_deploy.quant.insert_qdq import observed_tensors
-from rest_deploy.quant.observe import Observation, observe
 from rest_deploy.quant.recipe import load_recipe
 from rest_deploy.runtime.session import Session
 from rest_deploy.verify.metrics import relative_error
@@ -22,18 +22,19 @@ IMAGES = synthetic_images(Case(batch=2, height=64, width=96))
 
 
 @pytest.fixture(scope="module")
-def observed(exported_nano: Path) -> dict[str, Observation]:
-    tensors = observed_tensors(ir.load(exported_nano), load_recipe("int8-full"))
-    return observe(exported_nano, tensors, lambda _done: [IMAGES])
+def observed(exported_nano: Path) -> dict[str, Extent]:
+    model = ir.load(exported_nano)
+    tensors = observed_tensors(model, load_recipe("int8"))
+    return measure(model, tensors, lambda _done: [IMAGES])
 
 
-def channels(observed: dict[str, Observation]) -> dict[str, npt.NDArray[np.float32]]:
+def channels(observed: dict[str, Extent]) -> dict[str, npt.NDArray[np.float32]]:
     return {name: seen.channel_largest for name, seen in observed.items()}
 
 
-def spread(observation: Observation) -> float:
+def spread(extent: Extent) -> float:
     """Largest channel over the geometric mean of all."""
-    channels = observation.channel_largest.astype(np.float64)
+    channels = extent.channel_largest.astype(np.float64)
     return float(channels.max() / np.exp(np.log(channels[channels > 0]).mean()))
 
 
@@ -49,17 +50,17 @@ def test_sites_of_nano(exported_nano: Path) -> None:
 
 
 def test_the_function_stays(
-    exported_nano: Path, observed: dict[str, Observation], tmp_path: Path
+    exported_nano: Path, observed: dict[str, Extent], tmp_path: Path
 ) -> None:
     model = ir.load(exported_nano)
-    assert len(equalize(model, channels(observed), 0.5)) == 22
+    assert len(equalize(model, channels(observed), 0.5)) == 22 + 4  # and the reductions' maps
     ir.save(model, tmp_path / "equalized.onnx")
     before = Session.open(exported_nano).run(IMAGES).astype(np.float64)
     assert relative_error(before, Session.open(tmp_path / "equalized.onnx").run(IMAGES)) < 1e-5
 
 
 def test_one_forgotten_reader_is_noticed(
-    exported_nano: Path, observed: dict[str, Observation], tmp_path: Path
+    exported_nano: Path, observed: dict[str, Extent], tmp_path: Path
 ) -> None:
     """The comparison above is sharp enough to see a reduction that was not rescaled."""
     model = ir.load(exported_nano)
@@ -71,18 +72,15 @@ def test_one_forgotten_reader_is_noticed(
     assert relative_error(before, Session.open(tmp_path / "broken.onnx").run(IMAGES)) > 1e-4
 
 
-def test_channels_are_evener(
-    exported_nano: Path, observed: dict[str, Observation], tmp_path: Path
-) -> None:
+def test_channels_are_evener(exported_nano: Path, observed: dict[str, Extent]) -> None:
     model = ir.load(exported_nano)
     equalize(model, channels(observed), 0.5)
-    ir.save(model, tmp_path / "equalized.onnx")
-    tensors = observed_tensors(ir.load(exported_nano), load_recipe("int8-full"))
-    after = observe(tmp_path / "equalized.onnx", tensors, lambda _done: [IMAGES])
+    tensors = observed_tensors(model, load_recipe("int8"))
+    after = measure(model, tensors, lambda _done: [IMAGES])
     rescaled = [site.activation for site in sites(model)]
     ratios = [spread(after[name]) / spread(observed[name]) for name in rescaled]
     assert np.median(ratios) < 0.95
 
 
-def test_alpha_zero_moves_nothing(exported_nano: Path, observed: dict[str, Observation]) -> None:
+def test_alpha_zero_moves_nothing(exported_nano: Path, observed: dict[str, Extent]) -> None:
     assert equalize(ir.load(exported_nano), channels(observed), 0.0) == {}

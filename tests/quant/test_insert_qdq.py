@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 
 from rest_deploy.errors import InputError
+from rest_deploy.quant.extents import Extent, measure
 from rest_deploy.quant.insert_qdq import insert_qdq, observed_tensors, quantized_weight
-from rest_deploy.quant.observe import Observation, observe
 from rest_deploy.quant.recipe import Corrections, Recipe, load_recipe
 from rest_deploy.quant.scales import LARGEST
 from rest_deploy.runtime.session import Session
@@ -19,23 +19,22 @@ from rest_deploy.verify.metrics import relative_error
 from rest_deploy.verify.parity import Case, synthetic_images
 
 IMAGES = synthetic_images(Case(batch=4, height=64, width=96))
-INT8 = load_recipe("int8-full")
+INT8 = load_recipe("int8")
 
 
 @pytest.fixture(scope="module")
-def observed(exported_nano: Path) -> dict[str, Observation]:
+def observed(exported_nano: Path) -> dict[str, Extent]:
     everything = msgspec.structs.replace(INT8, quantize=(*INT8.quantize, "scores", "pa", "sr"))
-    return observe(
-        exported_nano, observed_tensors(ir.load(exported_nano), everything), lambda _done: [IMAGES]
-    )
+    model = ir.load(exported_nano)
+    return measure(model, observed_tensors(model, everything), lambda _done: [IMAGES])
 
 
-def thresholds(observed: dict[str, Observation], factor: float = 1.0) -> dict[str, float]:
+def thresholds(observed: dict[str, Extent], factor: float = 1.0) -> dict[str, float]:
     return {name: seen.largest * factor for name, seen in observed.items()}
 
 
 def quantized(
-    source: Path, observed: dict[str, Observation], folder: Path, recipe: Recipe = INT8
+    source: Path, observed: dict[str, Extent], folder: Path, recipe: Recipe = INT8
 ) -> Path:
     model = ir.load(source)
     insert_qdq(model, recipe, thresholds(observed))
@@ -51,7 +50,7 @@ def error(source: Path, other: Path) -> float:
 
 
 def test_what_is_quantized_and_what_is_not(
-    exported_nano: Path, observed: dict[str, Observation]
+    exported_nano: Path, observed: dict[str, Extent]
 ) -> None:
     model = ir.load(exported_nano)
     report = insert_qdq(model, INT8, thresholds(observed))
@@ -62,7 +61,7 @@ def test_what_is_quantized_and_what_is_not(
     assert {reason for c in report.skipped.values() for reason in c} == {"role kept in float"}
 
 
-def test_the_graph(exported_nano: Path, observed: dict[str, Observation], tmp_path: Path) -> None:
+def test_the_graph(exported_nano: Path, observed: dict[str, Extent], tmp_path: Path) -> None:
     graph = onnx.load(quantized(exported_nano, observed, tmp_path)).graph
     stored = {i.name: i for i in graph.initializer}
     by_output = {output: node for node in graph.node for output in node.output}
@@ -82,7 +81,7 @@ def test_the_graph(exported_nano: Path, observed: dict[str, Observation], tmp_pa
 
 
 def test_one_pair_serves_all_readers(
-    exported_nano: Path, observed: dict[str, Observation], tmp_path: Path
+    exported_nano: Path, observed: dict[str, Extent], tmp_path: Path
 ) -> None:
     graph = onnx.load(quantized(exported_nano, observed, tmp_path)).graph
     readers = [n for n in graph.node if n.name in {f"stage4.0.attn.{x}.MatMul" for x in "qkv"}]
@@ -90,31 +89,30 @@ def test_one_pair_serves_all_readers(
 
 
 def test_logits_stay_close(
-    exported_nano: Path, observed: dict[str, Observation], tmp_path: Path
+    exported_nano: Path, observed: dict[str, Extent], tmp_path: Path
 ) -> None:
     assert 1e-5 < error(exported_nano, quantized(exported_nano, observed, tmp_path)) < 0.2
 
 
 def test_a_wrong_scale_is_far_away(
-    exported_nano: Path, observed: dict[str, Observation], tmp_path: Path
+    exported_nano: Path, observed: dict[str, Extent], tmp_path: Path
 ) -> None:
     good = error(exported_nano, quantized(exported_nano, observed, tmp_path))
     name = "stage4.0.norm2.LayerNormalization.out"
-    wrong = {**observed, name: Observation(-1)}
-    wrong[name].add(IMAGES[:1, 0] * 100)
+    wrong = {**observed, name: Extent()}
+    reach = np.array([300], np.float32)
+    wrong[name].add(reach, -reach, 0 * reach, 1)
     assert error(exported_nano, quantized(exported_nano, wrong, tmp_path)) > 1.5 * good
 
 
-def test_missing_range_names_the_tensor(
-    exported_nano: Path, observed: dict[str, Observation]
-) -> None:
+def test_missing_range_names_the_tensor(exported_nano: Path, observed: dict[str, Extent]) -> None:
     known = thresholds(observed)
     del known["image"]
     with pytest.raises(InputError, match="no range for image"):
         insert_qdq(ir.load(exported_nano), INT8, known)
 
 
-def test_exceptions_stay_float(exported_nano: Path, observed: dict[str, Observation]) -> None:
+def test_exceptions_stay_float(exported_nano: Path, observed: dict[str, Extent]) -> None:
     recipe = msgspec.structs.replace(INT8, float_places=("stage3:proj",))
     report = insert_qdq(ir.load(exported_nano), recipe, thresholds(observed))
     assert report.quantized["proj"] == 3
@@ -122,7 +120,7 @@ def test_exceptions_stay_float(exported_nano: Path, observed: dict[str, Observat
 
 
 def test_both_inputs_of_an_attention_product(
-    exported_nano: Path, observed: dict[str, Observation], tmp_path: Path
+    exported_nano: Path, observed: dict[str, Extent], tmp_path: Path
 ) -> None:
     recipe = msgspec.structs.replace(INT8, quantize=("scores",))
     graph = onnx.load(quantized(exported_nano, observed, tmp_path, recipe)).graph
@@ -150,7 +148,7 @@ def test_fp8_weights() -> None:
 
 
 def test_bias_correction_takes_the_mean_error_out(
-    exported_nano: Path, observed: dict[str, Observation]
+    exported_nano: Path, observed: dict[str, Extent]
 ) -> None:
     """The corrected bias makes the mean output of a quantized layer that of the float one."""
     recipe = msgspec.structs.replace(INT8, corrections=Corrections(bias=True))

@@ -43,8 +43,12 @@ def test_shipped_recipes_are_valid() -> None:
     int8, fp8 = load_recipe("int8"), load_recipe("fp8")
     assert (int8.format, fp8.format) == ("int8", "fp8")
     floating = set(ROLES) - set(int8.quantize)
-    assert floating == {"stem", "pa", "scores", "transform", "norm", "context", "sr"}
-    assert set(load_recipe("int8-full").quantize) == {"stem", *int8.quantize}
+    assert floating == {"pa", "scores", "transform", "norm", "context", "sr"}
+    assert set(int8.quantize) == {"stem", *load_recipe("int8-float-stem").quantize}
+    openvino = load_recipe("int8-openvino")
+    assert set(openvino.quantize) == {"scores", "context", *int8.quantize}
+    wanted = [n for n in range(1, 5) if openvino.wants(Place(f"stage{n}.0", "context"))]
+    assert wanted == [1], "the only stage without an InstanceNorm"
     assert not {"pa", "sr"} & set(fp8.quantize)  # no depthwise convolution
 
 

@@ -11,7 +11,7 @@ from rest_deploy.quant.dataset import CalibrationSet, open_set
 from rest_deploy.quant.recipe import Recipe, load_recipe
 from tests.quant.test_dataset import photo_like
 
-RECIPE = load_recipe("int8-full")
+RECIPE = load_recipe("int8")
 """With everything that has a state: both passes and the probes."""
 
 

@@ -4,15 +4,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rest_deploy.quant.observe import Observation
+from rest_deploy.quant.observe import Histogram
 from rest_deploy.quant.scales import ALGORITHMS, BINS, LARGEST, bin_values, weight_scales
 
 LEVELS = LARGEST["int8"]
 
 
-def observed(values: npt.NDArray[np.float32]) -> Observation:
+def observed(values: npt.NDArray[np.float32]) -> Histogram:
     """Repeated so that the sampled histogram sees every value."""
-    observation = Observation(axis=-1)
+    observation = Histogram()
     observation.add(np.repeat(values, 5).reshape(-1, 1))
     return observation
 

@@ -112,8 +112,7 @@ def test_the_budget_costs_as_few_multiplications_as_needed(
 
 
 def test_a_written_recipe_reads_back(tmp_path: Path) -> None:
-    full = load_recipe("int8-full")
-    recipe = sensitivity.without(full, [Place("stage2.0", "proj"), Place("head", "head")])
+    recipe = sensitivity.without(INT8, [Place("stage2.0", "proj"), Place("head", "head")])
     path = tmp_path / "mine.toml"
     path.write_text(sensitivity.to_toml(recipe, "why\nand how"), encoding="utf-8")
     assert load_recipe(str(path)) == recipe
