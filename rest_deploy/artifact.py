@@ -50,7 +50,7 @@ class Sidecar(Struct, frozen=True):
     """The JSON beside an artifact: what it is, what it was made of, what was proven."""
 
     schema: Literal[1]
-    kind: Literal["onnx"]
+    kind: Literal["onnx", "engine"]
     file: str
     sha256: str
     size_bytes: int
@@ -62,6 +62,20 @@ class Sidecar(Struct, frozen=True):
     """Of the weights beside the model (`x.onnx.data`), where they do not fit inside it."""
     build: Build | None = None
     """Of an engine; None for an exported float model."""
+    seal: str = ""
+    """Of an engine: `seal_of` this sidecar, since the sidecar decides whether it is loaded."""
+
+
+def sealed(sidecar: Sidecar) -> Sidecar:
+    """With the hash over everything else it says."""
+    return msgspec.structs.replace(sidecar, seal=seal_of(sidecar))
+
+
+def seal_of(sidecar: Sidecar) -> str:
+    """sha256 of the sidecar's JSON without its seal. Finds damage, not forgery: who can write the
+    engine can write its sidecar."""
+    bare = to_json(msgspec.structs.replace(sidecar, seal=""))
+    return hashlib.sha256(bare.encode()).hexdigest()
 
 
 def parse_metadata(text: str | None, path: Path) -> ModelMetadata:

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any
 
 import click
 
 from rest_deploy import __version__
 from rest_deploy.console import Commands, Numbers, Sizes, counter, progress
-
-if TYPE_CHECKING:
-    from rest_deploy.verbs import Images, Request
-
-
-PATH = click.Path(path_type=Path)
-
-workspace_option = click.option(
-    "--workspace",
-    type=PATH,
-    help="Folder of artifacts. [default: $REST_DEPLOY_WORKSPACE or ./build]",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-threads_option = click.option(
-    "--threads", type=click.IntRange(1, 1024), help="Threads per operator. [default: all cores]"
+from rest_deploy.options import (
+    PATH,
+    build_options,
+    calibration_options,
+    images,
+    json_option,
+    request,
+    tensorrt_options,
+    threads_option,
+    wishes,
+    workspace_option,
 )
 
 
@@ -81,23 +77,6 @@ def export(
     _print(report, as_json, text.export)
 
 
-def calibration_options(function: Any) -> Any:
-    """Which images to calibrate on; `_images` reads them."""
-    options: list[Any] = [
-        click.option("--calib-data", "data", type=PATH,
-                     help="Folder, list of paths, .npy or .npz. [default: scikit-image's photos]"),
-        click.option("--calib-sizes", "sizes", type=Sizes(), default=(),
-                     help="Like 224,288x384: bring images to these in turn. [default: the card's]"),
-        click.option("--limit", type=click.IntRange(min=1),
-                     help="At most so many calibration images."),
-        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
-                     help="Of the draw of calibration images."),
-    ]  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
 @main.command()
 @click.argument("model", type=PATH, required=False)
 @click.option(
@@ -121,7 +100,7 @@ def calibrate(model: Path | None, workspace: Path | None, as_json: bool, **optio
     report, table = verbs.calibrate(
         model,
         workspace=artifact.workspace(workspace),
-        images=_images(options),
+        images=images(options),
         counter=counter(as_json),
         **options,
     )
@@ -147,45 +126,12 @@ def sensitivity(model: Path | None, workspace: Path | None, as_json: bool, **opt
     report = verbs.sensitivity(
         model,
         workspace=artifact.workspace(workspace),
-        images=_images(options),
+        images=images(options),
         progress=progress(as_json),
         counter=counter(as_json),
         **options,
     )
     _print(report, as_json, text.sensitivity)
-
-
-def build_options(function: Any) -> Any:
-    """Options that `quantize` and `build-engine` share."""
-    from rest_deploy.contracts import Precision
-
-    options: list[Any] = [
-        *(
-            click.option(f"--{name}", "precision", flag_value=name, help=words)
-            for name, words in zip(
-                get_args(Precision),
-                ("Float32.", "FP16, attention-map chain in float32.", "BF16, likewise.",
-                 "INT8 by a recipe. [default]", "FP8 (E4M3) by a recipe."),
-                strict=True,
-            )
-        ),
-        calibration_options,
-        click.option("--recipe", help="Packaged one or a .toml. [default: the precision]"),
-        click.option("--table", type=PATH, help="Use this calibration table."),
-        click.option(
-            "--io-type", type=click.Choice(["float32", "float16"]), default="float32",
-            show_default=True, help="Of input and output, with --fp16.",
-        ),
-        click.option("--no-gate", is_flag=True, help="Publish it however inaccurate it is."),
-        click.option("--gate-data", type=PATH, help="Its images. [default: held-out photos]"),
-        click.option("--gate-images", type=click.IntRange(min=16), default=128, show_default=True),
-        click.option("--checkpoint", type=PATH, help="Where the exported weights are now."),
-        workspace_option,
-        json_option,
-    ]  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 @main.command()
@@ -198,7 +144,7 @@ def quantize(model: Path | None, workspace: Path | None, as_json: bool, **option
 
     report = verbs.quantize(
         model,
-        _request(options),
+        request(options),
         workspace=artifact.workspace(workspace),
         progress=progress(as_json),
         counter=counter(as_json),
@@ -208,8 +154,10 @@ def quantize(model: Path | None, workspace: Path | None, as_json: bool, **option
 
 @main.command("build-engine")
 @click.argument("model", type=PATH, required=False)
-@click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, …")
+@click.option("--backend", default="auto", show_default=True,
+              help="auto, tensorrt, tensorrt-rtx, onnxruntime.")  # fmt: skip
 @build_options
+@tensorrt_options
 def build_engine(
     model: Path | None, backend: str, workspace: Path | None, as_json: bool, **options: Any
 ) -> None:
@@ -217,11 +165,13 @@ def build_engine(
     from rest_deploy import artifact, verbs
     from rest_deploy.report import quantization as text
 
+    wanted = wishes(options)
     report = verbs.build_engine(
         model,
-        _request(options),
+        request(options),
         workspace=artifact.workspace(workspace),
         backend=backend,
+        wishes=wanted,
         progress=progress(as_json),
         counter=counter(as_json),
     )
@@ -334,26 +284,6 @@ def doctor(as_json: bool) -> None:
     from rest_deploy import doctor as examination
 
     _print(examination.examine(), as_json, examination.render)
-
-
-def _request(options: dict[str, Any]) -> Request:
-    from rest_deploy.errors import InputError
-    from rest_deploy.verbs import Request
-
-    options["precision"] = options["precision"] or "int8"
-    if options["io_type"] != "float32" and options["precision"] != "fp16":
-        raise InputError(
-            f"--io-type {options['io_type']} goes with --fp16, not with --{options['precision']}"
-        )
-    images = _images(options)
-    return Request(images=images, gate=not options.pop("no_gate"), **options)
-
-
-def _images(options: dict[str, Any]) -> Images:
-    """Takes `calibration_options` out of the options."""
-    from rest_deploy.verbs import Images
-
-    return Images(**{name: options.pop(name) for name in ("data", "limit", "seed", "sizes")})
 
 
 def _print(report: Any, as_json: bool, render: Any) -> None:

@@ -192,12 +192,78 @@ class GateResult(Struct, frozen=True):
         return len(self.checks) > 0 and all(check.passed for check in self.checks)
 
 
+Dims = tuple[int, int, int, int]
+"""A shape (batch, 3, height, width)."""
+
+
+class Profile(Struct, frozen=True):
+    """An optimization profile: input shapes from `minimum` to `maximum`, tuned for `optimum`."""
+
+    minimum: Dims
+    optimum: Dims
+    maximum: Dims
+
+    def __post_init__(self) -> None:
+        for low, middle, high in zip(self.minimum, self.optimum, self.maximum, strict=True):
+            if not 1 <= low <= middle <= high:
+                raise ValueError(
+                    f"a profile must have min <= opt <= max on every axis, got {self.minimum}, "
+                    f"{self.optimum}, {self.maximum}"
+                )
+        if self.minimum[1] != 3 or self.maximum[1] != 3:
+            raise ValueError(f"images have 3 channels, got {self.minimum} to {self.maximum}")
+        if min(self.minimum[2:]) < SMALLEST_SIDE:
+            raise ValueError(
+                f"height and width must be at least {SMALLEST_SIDE}, got {self.minimum}"
+            )
+
+    def holds(self, shape: Dims) -> bool:
+        """Whether an image batch of that shape fits."""
+        return all(
+            low <= value <= high
+            for low, value, high in zip(self.minimum, shape, self.maximum, strict=True)
+        )
+
+
+class EngineFit(Struct, frozen=True):
+    """What an engine file runs on, and how it was built.
+
+    `flavour`: tensorrt or tensorrt-rtx; `version`: of it, exact; `sms`: compute capabilities
+    ("86", "89"); `driver`: newest CUDA of the driver at the build, empty without a GPU; `options`:
+    as given to the builder; `key`: hash of everything that decides what comes out; `scratch_bytes`:
+    device memory of one execution context at the largest profile, as far as the builder says.
+    """
+
+    flavour: Literal["tensorrt", "tensorrt-rtx"]
+    version: str
+    sms: tuple[str, ...]
+    driver: str
+    profiles: tuple[Profile, ...]
+    options: dict[str, str]
+    key: str
+    graph_sha256: str
+    build_seconds: float
+    layers: int
+    scratch_bytes: int
+    log: str = ""
+
+
+class Proven(Struct, frozen=True):
+    """What one (block, role) was asked to compute in and what its kernels were planned in."""
+
+    block: str
+    role: str
+    requested: str
+    obtained: tuple[str, ...]
+
+
 class Build(Struct, frozen=True):
     """How an engine came about: precision asked for and obtained, and the proof.
 
     `obtained`: per role, what the backend's kernels compute in -> how many. `float_places`: what
     the recipe quantizes and this backend has no integer kernels for. `gate` is None when it was
-    switched off (--no-gate). Hashes: of the float model, of the calibration table.
+    switched off (--no-gate); `gated`: what it looked at. Hashes: of the float model, of the
+    calibration table. `fit` and `proof`: of TensorRT engines.
     """
 
     precision: Precision
@@ -209,6 +275,9 @@ class Build(Struct, frozen=True):
     table_sha256: str = ""
     float_places: tuple[str, ...] = ()
     gate: GateResult | None = None
+    gated: str = ""
+    fit: EngineFit | None = None
+    proof: tuple[Proven, ...] = ()
 
 
 class Published(Struct, frozen=True):

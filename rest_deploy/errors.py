@@ -57,6 +57,14 @@ class ArtifactError(InputError):
     """A model file or its sidecar is damaged, foreign or out of step."""
 
 
+class BuildError(InputError):
+    """A builder refused the graph, the shapes or the options. `log`: all of its messages."""
+
+    def __init__(self, message: str, *, hint: str | None = None, log: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.log = log
+
+
 class ImageError(InputError):
     """An image cannot be decoded or is outside the supported limits."""
 

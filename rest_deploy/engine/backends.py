@@ -7,18 +7,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rest_deploy.contracts import Precision
+from rest_deploy.engine import tensorrt
 from rest_deploy.errors import InputError, MissingDependencyError, installed
 
-BackendName = Literal["tensorrt", "openvino", "onnxruntime"]
+BackendName = Literal["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
+
+ALL: frozenset[Precision] = frozenset({"fp32", "fp16", "bf16", "int8", "fp8"})
+
+
+def _nothing() -> str | None:
+    return None
 
 
 @dataclass(frozen=True)
 class Backend:
-    """`precisions` it computes in; `why_not` tells why it cannot build here, None if it can."""
+    """`precisions` it computes in; `why_not` tells why it cannot build here, None if it can;
+    `why_not_by_itself` why "auto" does not take it although it could."""
 
     name: BackendName
     precisions: frozenset[Precision]
     why_not: Callable[[], str | None]
+    why_not_by_itself: Callable[[], str | None] = _nothing
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,24 @@ class Choice:
 
 
 def _tensorrt() -> str | None:
-    return "building TensorRT engines is not in this version; it takes the quantized ONNX file"
+    return tensorrt.why_not("tensorrt") or _no_gpu()
+
+
+def _rtx() -> str | None:
+    return tensorrt.why_not("tensorrt-rtx")
+
+
+def _not_run() -> str | None:
+    return "its engines are built and proven here, not run in this version; ask for it by name"
+
+
+def _no_gpu() -> str | None:
+    from rest_deploy.cuda_driver import Driver
+
+    try:
+        return None if Driver().count() else "it builds for the GPU at hand, and none is here"
+    except MissingDependencyError as error:
+        return f"it builds for the GPU at hand: {error.message}"
 
 
 def _openvino() -> str | None:
@@ -44,7 +70,8 @@ def _onnxruntime() -> str | None:
 
 
 BACKENDS: tuple[Backend, ...] = (
-    Backend("tensorrt", frozenset({"fp32", "fp16", "bf16", "int8", "fp8"}), _tensorrt),
+    Backend("tensorrt", ALL, _tensorrt, _not_run),
+    Backend("tensorrt-rtx", ALL, _rtx, _not_run),
     Backend("openvino", frozenset({"fp32", "int8"}), _openvino),
     # Its CPU provider has no BF16 kernels; FP16 and FP8 run, without a gain in speed.
     Backend("onnxruntime", frozenset({"fp32", "fp16", "int8", "fp8"}), _onnxruntime),
@@ -67,6 +94,8 @@ def choose(wanted: str, precision: Precision) -> Choice:
         reason = backend.why_not()
         if reason is None and precision not in backend.precisions:
             reason = f"it does not compute in {precision}"
+        if reason is None and wanted == "auto":
+            reason = backend.why_not_by_itself()
         if reason is None:
             return Choice(backend.name, tuple(passed_over))
         passed_over.append((backend.name, reason))

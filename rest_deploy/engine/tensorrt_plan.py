@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rest_deploy.graph.roles import Place
 
-MATRIX_TYPES = frozenset({"gemm", "conv", "convolution", "fc", "correlation"})
+MATRIX_TYPES = frozenset({"gemm", "conv", "convolution", "fc", "correlation", "runtime_fusion"})
+"""LayerType of what multiplies matrices; runtime_fusion: a convolution and what follows it."""
 
 
 @dataclass(frozen=True)

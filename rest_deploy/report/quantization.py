@@ -7,6 +7,7 @@ import math
 from rest_deploy.contracts import Build, GateResult
 from rest_deploy.quant.dataset import Health, Size
 from rest_deploy.quant.table import CalibrationTable
+from rest_deploy.report.engine import fit_lines
 from rest_deploy.report.text import table as columns
 from rest_deploy.verbs import BuildReport, CalibrationReport, LintReport, SensitivityReport
 from rest_deploy.verify.gate import describe
@@ -40,12 +41,15 @@ def calibration(report: CalibrationReport, table: CalibrationTable) -> str:
 
 def build(report: BuildReport) -> str:
     made = report.build
-    smaller = report.source_bytes / report.size_bytes
     lines = [
-        f"{report.path}: {report.metadata.card.name}, {made.precision}, "
-        f"{report.size_bytes / 1e6:.1f} MB ({smaller:.1f} times smaller), {report.seconds:.1f} s",
+        f"{report.path}: {report.metadata.card.name}, {made.precision}, {_size(report)}, "
+        f"{report.seconds:.1f} s",
         _backend(report),
     ]
+    if report.cached:
+        lines.append("it was there already, built from the same things by the same builder")
+    if made.fit is not None:
+        lines += fit_lines(made.fit)
     if report.calibration is not None:
         found = report.calibration
         reused = ", reused" if found.reused else ""
@@ -54,6 +58,14 @@ def build(report: BuildReport) -> str:
     lines += ["", _layers(made, report.skipped), "", _gate(made.gate)]
     lines += [f"warning: {warning}" for warning in report.warnings]
     return "\n".join(lines)
+
+
+def _size(report: BuildReport) -> str:
+    megabytes = f"{report.size_bytes / 1e6:.1f} MB"
+    if report.build.fit is not None:
+        return f"{megabytes} with its kernels"
+    smaller = report.source_bytes / report.size_bytes
+    return f"{megabytes} ({smaller:.1f} times smaller)" if smaller > 1.05 else megabytes
 
 
 def _backend(report: BuildReport) -> str:

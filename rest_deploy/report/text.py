@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rest_deploy.contracts import Build, ModelMetadata, Struct
+from rest_deploy.report.engine import fit_lines
 from rest_deploy.runtime.classifier import Prediction
 from rest_deploy.verbs import ExportReport, Inspection, VariantTable
 from rest_deploy.verify.parity import CaseResult, ParityReport
@@ -157,6 +158,8 @@ def _describe_build(build: Build) -> list[str]:
     lines = [
         f"  {'precision':<13} {build.precision} for {build.backend}, matrix layers: {computes}",
     ]
+    if build.fit is not None:
+        lines += [f"  {line}" for line in fit_lines(build.fit)]
     if build.table_sha256:
         lines.append(
             f"  {'calibration':<13} recipe {build.recipe}, table sha256 {build.table_sha256[:12]}"
@@ -165,7 +168,8 @@ def _describe_build(build: Build) -> list[str]:
         return [*lines, f"  {'gate':<13} switched off (--no-gate)"]
     worst = "; ".join(f"{check.name} {check.value:.3g}" for check in build.gate.checks)
     verdict = "passed" if build.gate.passed else "FAILED"
-    return [*lines, f"  {'gate':<13} {verdict} on {build.gate.source}: {worst}"]
+    on = f" (of {build.gated})" if build.fit is not None else ""
+    return [*lines, f"  {'gate':<13} {verdict} on {build.gate.source}{on}: {worst}"]
 
 
 def _describe(metadata: ModelMetadata) -> list[tuple[str, str]]:

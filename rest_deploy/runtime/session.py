@@ -10,7 +10,7 @@ import numpy.typing as npt
 from rest_deploy.artifact import Sidecar, parse_metadata, read_sidecar
 from rest_deploy.contracts import SMALLEST_SIDE, ModelMetadata, Runner
 from rest_deploy.engine.onnxruntime import OnnxRuntimeRunner
-from rest_deploy.errors import ArtifactError, ShapeError
+from rest_deploy.errors import ArtifactError, MissingDependencyError, ShapeError
 
 Float32 = npt.NDArray[np.float32]
 
@@ -49,6 +49,14 @@ class Session:
         path = Path(path)
         if not path.is_file():
             raise ArtifactError(f"no such model: {path}", hint="rest-deploy export --variant lite")
+        if path.suffix == ".engine":
+            from rest_deploy.runtime.loading import check_engine, examine
+
+            check_engine(path, examine())
+            raise MissingDependencyError(
+                f"{path} fits this machine, but running TensorRT engines is not in this version",
+                hint="trtexec --loadEngine runs it; --backend onnxruntime builds one for here",
+            )
         if path.suffix != ".onnx":
             raise ArtifactError(f"{path} has the suffix {path.suffix!r}; expected a .onnx model")
         sidecar = read_sidecar(path)

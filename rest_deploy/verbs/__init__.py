@@ -2,6 +2,7 @@
 
 from rest_deploy.verbs.build import BuildReport, build_engine, quantize
 from rest_deploy.verbs.calibrate import CalibrationReport, Images, calibrate
+from rest_deploy.verbs.engine import Wishes
 from rest_deploy.verbs.export import ExportReport, export, file_name
 from rest_deploy.verbs.inspect import Inspection, inspect
 from rest_deploy.verbs.lint import LintReport, lint
@@ -24,6 +25,7 @@ __all__ = [
     "SensitivityReport",
     "VariantRow",
     "VariantTable",
+    "Wishes",
     "build_engine",
     "calibrate",
     "export",

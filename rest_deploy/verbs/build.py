@@ -10,11 +10,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from rest_deploy.artifact import Sidecar, publish, sha256_file, staging
-from rest_deploy.contracts import Build, GateResult, ModelMetadata, Struct
+from rest_deploy.artifact import Sidecar, publish, sealed, sha256_file, staging
+from rest_deploy.contracts import Build, EngineFit, GateResult, ModelMetadata, Proven, Struct
 from rest_deploy.engine.backends import Choice, choose
+from rest_deploy.engine.tensorrt import MODULES as FLAVOURS
 from rest_deploy.errors import require
 from rest_deploy.runtime.session import Session
+from rest_deploy.verbs import engine
 from rest_deploy.verbs.calibrate import CalibrationReport
 from rest_deploy.verbs.gate import GateData, gate_data, reference_logits
 from rest_deploy.verbs.make import Kinds, Made, Request, adapt, make, obtained
@@ -27,7 +29,8 @@ GRAPH_ONLY = "onnx"
 
 
 class BuildReport(Struct, frozen=True):
-    """What `quantize` or `build-engine` did. `skipped`: role -> reason -> how many."""
+    """What `quantize` or `build-engine` did. `skipped`: role -> reason -> how many; `cached`: the
+    engine was there already, built from the same things."""
 
     path: str
     metadata: ModelMetadata
@@ -40,6 +43,7 @@ class BuildReport(Struct, frozen=True):
     source_bytes: int
     seconds: float
     warnings: tuple[str, ...]
+    cached: bool = False
 
 
 def build_engine(
@@ -48,16 +52,19 @@ def build_engine(
     *,
     workspace: Path,
     backend: str = "auto",
+    wishes: engine.Wishes = engine.NO_WISHES,
     progress: Progress = silent,
     counter: Counter = uncounted,
 ) -> BuildReport:
     """Engine for one backend from an exported float model (None: the newest of the workspace).
 
-    Raises `MissingDependencyError` (no such backend here), `VerificationError` (the accuracy gate),
-    and what `calibrate` raises; then nothing is written but the calibration table.
+    wishes: for TensorRT. An engine that was built from the same things is returned as it is.
+    Raises `MissingDependencyError` (no such backend here), `VerificationError` (the accuracy gate,
+    the precision proof), `BuildError` (NVIDIA's builder) and what `calibrate` raises; then nothing
+    is written but the calibration table and the builder's log.
     """
     choice = choose(backend, request.precision)
-    return _build(model, request, workspace, choice, progress, counter)
+    return _build(model, request, workspace, choice, progress, counter, wishes)
 
 
 def quantize(
@@ -79,6 +86,7 @@ def _build(
     choice: Choice | None,
     progress: Progress,
     counter: Counter,
+    wishes: engine.Wishes = engine.NO_WISHES,
 ) -> BuildReport:
     require("onnxruntime", "onnxruntime")
     require("onnx_ir", "export")
@@ -87,6 +95,11 @@ def _build(
     started = time.monotonic()
     source = open_export(model, workspace)
     metadata = source.metadata
+    planned = None
+    if choice is not None and (wishes != engine.NO_WISHES or choice.backend in FLAVOURS):
+        planned = engine.plan(
+            choice.backend, wishes, request.precision, metadata.card.preprocessing
+        )
     data = gate_data(metadata, request.gate_data, request.gate_images) if request.gate else None
     made = make(source, request, workspace, progress, counter)
     if choice is not None:
@@ -95,12 +108,21 @@ def _build(
     name = source.path.name.removesuffix(".onnx")
     label = made.calibration.recipe.name if made.calibration else request.precision
     suffix = "" if choice is None else f".{choice.backend}"
-    target = workspace / f"{name}.{label}{suffix}.onnx"
+    target = workspace / f"{name}.{label}{suffix}{'.onnx' if planned is None else '.engine'}"
     warnings = []
+    fit: EngineFit | None = None
+    rows: tuple[Proven, ...] = ()
+    gated = "the file, on onnxruntime/cpu"
     with staging(workspace) as folder:
-        staged, proof = folder / target.name, folder / "proof.onnx"
+        staged, proof = folder / f"{target.stem}.onnx", folder / "proof.onnx"
         ir.save(made.model, staged)
-        if choice is not None:
+        if planned is not None:
+            key = engine.cache_key(planned, sha256_file(staged), made, request)
+            ready = engine.cached(target, key)
+            if ready is not None and ready.build is not None:
+                return _report(target, ready, ready.build, source, made, choice, started,
+                               cached=True)  # fmt: skip
+        elif choice is not None:
             kinds = obtained(staged)
             warnings += _shortfall(made, kinds, request, choice.backend)
         result = None
@@ -111,6 +133,14 @@ def _build(
                 used = proof if made.proof is not made.model else staged
                 result = _judge(source, staged, used, made, data, request)
             gate.enforce(result, target.name)
+        if planned is not None:
+            proved = engine.build(planned, staged, made, request, target, key, counter)
+            progress("built and proved the engine", proved.fit.build_seconds)
+            fit, rows, kinds = proved.fit, proved.rows, proved.kinds
+            gated = "the ONNX graph it was built from, on onnxruntime/cpu"
+            warnings.append("the gate looked at the graph; the engine itself was not run here")
+            staged = folder / target.name
+            staged.write_bytes(proved.engine)
         built = Build(
             precision=request.precision,
             backend=GRAPH_ONLY if choice is None else choice.backend,
@@ -121,36 +151,57 @@ def _build(
             recipe=made.calibration.recipe.name if made.calibration else "",
             table_sha256=made.calibration.table_sha256 if made.calibration else "",
             gate=result,
+            gated=gated if result else "",
+            fit=fit,
+            proof=rows,
         )
         sidecar = Sidecar(
             schema=1,
-            kind="onnx",
+            kind="onnx" if planned is None else "engine",
             file=target.name,
             sha256=sha256_file(staged),
             size_bytes=staged.stat().st_size,
             metadata=metadata,
             parity=None,
             passes=made.passes,
-            command=_command(source.path, request, choice),
+            command=_command(source.path, request, choice, wishes),
             build=built,
         )
+        if planned is not None:
+            sidecar = sealed(sidecar)
         publish(staged, target, sidecar)
     if not request.gate:
         warnings.append("built without the accuracy gate (--no-gate); the sidecar says so")
     if request.gate and metadata.weights.kind == "fresh":
         warnings.append("fresh weights: the gate holds errors only, classes mean nothing")
+    return _report(target, sidecar, built, source, made, choice, started, warnings)
+
+
+def _report(
+    target: Path,
+    sidecar: Sidecar,
+    built: Build,
+    source: Session,
+    made: Made,
+    choice: Choice | None,
+    started: float,
+    warnings: Iterable[str] = (),
+    *,
+    cached: bool = False,
+) -> BuildReport:
     return BuildReport(
         path=str(target),
-        metadata=metadata,
+        metadata=source.metadata,
         build=built,
         passed_over=choice.passed_over if choice else (),
         calibration=made.calibration,
         skipped=made.skipped,
-        passes=made.passes,
+        passes=sidecar.passes,
         size_bytes=sidecar.size_bytes,
         source_bytes=source.path.stat().st_size,
         seconds=time.monotonic() - started,
         warnings=tuple(warnings),
+        cached=cached,
     )
 
 
@@ -164,8 +215,8 @@ def _judge(
 ) -> GateResult:
     metadata = source.metadata
     expected, name = reference_logits(source, data.images, request.checkpoint)
-    engine = Session.open(proof, metadata=metadata) if proof != staged else Session.open(staged)
-    actual = gate.logits(engine.run, data.images)
+    session = Session.open(proof, metadata=metadata) if proof != staged else Session.open(staged)
+    actual = gate.logits(session.run, data.images)
     if request.precision == "fp32":
         # No precision is given up: the bounds of an export.
         parity = metadata.card.parity
@@ -218,7 +269,7 @@ def _roles(places: Iterable[str]) -> set[str]:
     return {place.partition(":")[2] for place in places}
 
 
-def _command(model: Path, request: Request, choice: Choice | None) -> str:
+def _command(model: Path, request: Request, choice: Choice | None, wishes: engine.Wishes) -> str:
     words = ["rest-deploy", "quantize" if choice is None else "build-engine", str(model)]
     words += [f"--{request.precision}"]
     if choice is not None:
@@ -236,4 +287,5 @@ def _command(model: Path, request: Request, choice: Choice | None) -> str:
         words += ["--io-type", request.io_type]
     if not request.gate:
         words += ["--no-gate"]
+    words += wishes.words()
     return shlex.join(words)

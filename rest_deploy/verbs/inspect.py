@@ -26,15 +26,35 @@ class Inspection(Struct, frozen=True):
 
 
 def inspect(file: Path) -> Inspection:
-    """Describe an ONNX model, its sidecar, or a checkpoint, without running it.
+    """Describe an ONNX model, an engine, their sidecars, or a checkpoint, without running it; an
+    engine needs neither TensorRT nor a GPU for that.
 
     Raises `ArtifactError` or `CheckpointError` when the file is damaged or of another kind.
     """
     if not file.is_file():
         raise ArtifactError(f"no such file: {file}")
-    if file.name.endswith(".onnx" + SIDECAR_SUFFIX):
+    if file.name.endswith((".onnx" + SIDECAR_SUFFIX, ".engine" + SIDECAR_SUFFIX)):
         return inspect(file.with_name(file.name.removesuffix(SIDECAR_SUFFIX)))
     size, sha256 = file.stat().st_size, sha256_file(file)
+    if file.suffix == ".engine":
+        from rest_deploy.runtime.loading import read_sealed
+
+        described = read_sealed(file)
+        if described is None:
+            raise ArtifactError(f"{file} has no sidecar: nothing says what it is")
+        if described.sha256 != sha256:
+            raise ArtifactError(
+                f"{file} has sha256 {sha256[:12]}, its sidecar describes {described.sha256[:12]}",
+                hint=described.command,
+            )
+        return Inspection(
+            file=str(file),
+            kind="engine",
+            size_bytes=size,
+            sha256=sha256,
+            metadata=described.metadata,
+            sidecar=described,
+        )
     if file.suffix == ".onnx":
         sidecar = read_sidecar(file)
         metadata = sidecar.metadata if sidecar else open_session(file, file.parent).metadata
@@ -63,5 +83,6 @@ def inspect(file: Path) -> Inspection:
             fits=tuple(fitting_variants(checkpoint)),
         )
     raise ArtifactError(
-        f"{file} has the suffix {file.suffix!r}; expected .onnx, .onnx.json, .pth or .safetensors"
+        f"{file} has the suffix {file.suffix!r}; expected .onnx or .engine, their .json, .pth or "
+        ".safetensors"
     )

@@ -26,6 +26,7 @@ STAGES = (
         "verbs",
         "report",
         "console",
+        "options",
         "cli",
     ),
 )

@@ -1,0 +1,133 @@
+"""Groups of command line options, and what they mean as values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from rest_deploy.console import Sizes
+
+if TYPE_CHECKING:
+    from rest_deploy.verbs import Images, Request, Wishes
+
+PATH = click.Path(path_type=Path)
+
+workspace_option = click.option(
+    "--workspace",
+    type=PATH,
+    help="Folder of artifacts. [default: $REST_DEPLOY_WORKSPACE or ./build]",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1, 1024), help="Threads per operator. [default: all cores]"
+)
+
+
+def calibration_options(function: Any) -> Any:
+    """Which images to calibrate on; `images` reads them."""
+    options: list[Any] = [
+        click.option("--calib-data", "data", type=PATH,
+                     help="Folder, list of paths, .npy or .npz. [default: scikit-image's photos]"),
+        click.option("--calib-sizes", "sizes", type=Sizes(), default=(),
+                     help="Like 224,288x384: bring images to these in turn. [default: the card's]"),
+        click.option("--limit", type=click.IntRange(min=1),
+                     help="At most so many calibration images."),
+        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
+                     help="Of the draw of calibration images."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def build_options(function: Any) -> Any:
+    """Options that `quantize` and `build-engine` share."""
+    from rest_deploy.contracts import Precision
+
+    options: list[Any] = [
+        *(
+            click.option(f"--{name}", "precision", flag_value=name, help=words)
+            for name, words in zip(
+                get_args(Precision),
+                ("Float32.", "FP16, attention-map chain in float32.", "BF16, likewise.",
+                 "INT8 by a recipe. [default]", "FP8 (E4M3) by a recipe."),
+                strict=True,
+            )
+        ),
+        calibration_options,
+        click.option("--recipe", help="Packaged one or a .toml. [default: the precision]"),
+        click.option("--table", type=PATH, help="Use this calibration table."),
+        click.option(
+            "--io-type", type=click.Choice(["float32", "float16"]), default="float32",
+            show_default=True, help="Of input and output, with --fp16.",
+        ),
+        click.option("--no-gate", is_flag=True, help="Publish it however inaccurate it is."),
+        click.option("--gate-data", type=PATH, help="Its images. [default: held-out photos]"),
+        click.option("--gate-images", type=click.IntRange(min=16), default=128, show_default=True),
+        click.option("--checkpoint", type=PATH, help="Where the exported weights are now."),
+        workspace_option,
+        json_option,
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def tensorrt_options(function: Any) -> Any:
+    """trtexec's words; `wishes` reads them."""
+    options: list[Any] = [
+        *(
+            click.option(f"--{word}-shapes", multiple=True, metavar="8x3x224x224", help=text)
+            for word, text in (
+                ("min", "Least input shape of a profile; repeatable. [default: 1x3x32x32]"),
+                ("opt", "Shape it is tuned for. [default: 8 of the card's size, or the largest]"),
+                ("max", "Largest shape of a profile. [default: 32 of the card's size]"),
+            )
+        ),
+        click.option("--target-sm", default="", metavar="86,89,120",
+                     help="GPUs a tensorrt-rtx engine runs on. [default: 86,89,120]"),
+        click.option("--workspace-limit", type=click.FloatRange(min=0.001), metavar="GiB",
+                     help="Scratch memory the builder may plan with."),
+        click.option("--builder-optimization-level", type=click.IntRange(0, 5),
+                     help="More tries at build time. [default: the builder's]"),
+        click.option("--version-compatible", is_flag=True, help="Runs on newer TensorRT too."),
+        click.option("--hardware-compatibility", default="",
+                     type=click.Choice(["", "ampere_plus", "same_compute_capability"]),
+                     help="Runs on more GPUs than this one."),
+        click.option("--refit", is_flag=True, help="Weights can be replaced later."),
+        click.option("--strip-weights", is_flag=True, help="Without weights; they are refitted."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def request(options: dict[str, Any]) -> Request:
+    from rest_deploy.errors import InputError
+    from rest_deploy.verbs import Request
+
+    options["precision"] = options["precision"] or "int8"
+    if options["io_type"] != "float32" and options["precision"] != "fp16":
+        raise InputError(
+            f"--io-type {options['io_type']} goes with --fp16, not with --{options['precision']}"
+        )
+    chosen = images(options)
+    return Request(images=chosen, gate=not options.pop("no_gate"), **options)
+
+
+def wishes(options: dict[str, Any]) -> Wishes:
+    """Takes `tensorrt_options` out of the options."""
+    from rest_deploy.verbs import Wishes
+
+    found = {name: options.pop(name) for name in Wishes.__dataclass_fields__}
+    found["target_sm"] = tuple(sm.strip() for sm in found["target_sm"].split(",") if sm.strip())
+    return Wishes(**found)
+
+
+def images(options: dict[str, Any]) -> Images:
+    """Takes `calibration_options` out of the options."""
+    from rest_deploy.verbs import Images
+
+    return Images(**{name: options.pop(name) for name in ("data", "limit", "seed", "sizes")})

@@ -1,0 +1,225 @@
+"""Checked ONNX graph -> TensorRT engine: shapes, build, proof, and reuse of what is there."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from rest_deploy import __version__
+from rest_deploy.artifact import Sidecar, read_sidecar, sha256_file, write_text
+from rest_deploy.contracts import EngineFit, Precision, Preprocessing, Proven
+from rest_deploy.engine import proof, tensorrt
+from rest_deploy.engine.profiles import profiles_from
+from rest_deploy.engine.tensorrt import Flavour, Options
+from rest_deploy.errors import ArtifactError, BuildError, InputError
+from rest_deploy.verbs.make import Kinds, Made, Request
+from rest_deploy.verbs.progress import Counter
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from rest_deploy.graph.roles import Place
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """Of the user for a TensorRT engine, in trtexec's words; shapes as text."""
+
+    min_shapes: tuple[str, ...] = ()
+    opt_shapes: tuple[str, ...] = ()
+    max_shapes: tuple[str, ...] = ()
+    target_sm: tuple[str, ...] = ()
+    workspace_limit: float | None = None
+    builder_optimization_level: int | None = None
+    version_compatible: bool = False
+    hardware_compatibility: str = ""
+    refit: bool = False
+    strip_weights: bool = False
+
+    def words(self) -> list[str]:
+        """As on the command line."""
+        words: list[str] = []
+        for name in self.__dataclass_fields__:
+            option, value = f"--{name.replace('_', '-')}", getattr(self, name)
+            if name == "target_sm" and value:
+                words += [option, ",".join(value)]
+            elif isinstance(value, tuple):
+                words += [word for shape in value for word in (option, shape)]
+            elif value is True:
+                words.append(option)
+            elif value is not None and value is not False and value != "":
+                words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
+        return words
+
+
+NO_WISHES = Wishes()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Everything that is known before the build."""
+
+    flavour: Flavour
+    version: str
+    options: Options
+    driver: str
+
+
+@dataclass(frozen=True)
+class Proved:
+    """An engine's bytes, where it runs, and the proof of its precision."""
+
+    engine: bytes
+    fit: EngineFit
+    rows: tuple[Proven, ...]
+    kinds: Kinds
+
+
+def plan(backend: str, wishes: Wishes, precision: Precision, card: Preprocessing) -> Planned:
+    """Check the wishes against the builder. Raises `InputError`, `MissingDependencyError`."""
+    if backend not in tensorrt.MODULES:
+        raise InputError(
+            f"{wishes.words()[0]} goes with TensorRT, not with {backend}",
+            hint="--backend tensorrt or --backend tensorrt-rtx",
+        )
+    flavour = backend
+    known = tensorrt.known_sms(flavour)
+    sms = wishes.target_sm or (tensorrt.PORTABLE_SMS if known else ())
+    if sms and not known:
+        raise InputError(f"--target-sm goes with tensorrt-rtx; {flavour} builds for the GPU here")
+    if not wishes.target_sm:  # of the default ones, those that have the precision
+        least = tensorrt.LEAST_SM.get(precision, (0, ""))[0]
+        sms = tuple(sm for sm in sms if int(sm) >= least)
+    tensorrt.check_targets(sms, precision, known)
+    if flavour == "tensorrt-rtx":
+        for name, why in tensorrt.NEEDS_GPU.items():
+            if getattr(wishes, name):
+                raise InputError(f"--{name.replace('_', '-')} is not for TensorRT-RTX here: {why}")
+    if flavour == "tensorrt":
+        sms = (_compute_capability(),)
+    options = Options(
+        profiles=profiles_from(wishes.min_shapes, wishes.opt_shapes, wishes.max_shapes, card),
+        sms=sms,
+        workspace=wishes.workspace_limit,
+        optimization_level=wishes.builder_optimization_level,
+        version_compatible=wishes.version_compatible,
+        hardware_compatibility=wishes.hardware_compatibility,
+        refit=wishes.refit,
+        strip_weights=wishes.strip_weights,
+    )
+    return Planned(flavour, tensorrt.version(flavour), options, _driver(flavour))
+
+
+def cache_key(planned: Planned, graph_sha256: str, made: Made, request: Request) -> str:
+    """Hash of everything that decides the engine and its proof: the graph, the recipe's table, the
+    gate that was asked for, builder and version, targets, driver, profiles, options."""
+    decides = (
+        __version__,
+        graph_sha256,
+        made.calibration.table_sha256 if made.calibration else "",
+        request.precision,
+        (request.gate, request.gate_images, str(request.gate_data), str(request.checkpoint)),
+        planned.flavour,
+        planned.version,
+        planned.driver,
+        planned.options.sms,
+        [msgspec.to_builtins(profile) for profile in planned.options.profiles],
+        planned.options.words(),
+    )
+    return hashlib.sha256(msgspec.json.encode(decides, order="deterministic")).hexdigest()
+
+
+def cached(target: Path, key: str) -> Sidecar | None:
+    """The sidecar of an engine that was built from the same things and is whole, else None."""
+    if not target.is_file():
+        return None
+    try:
+        sidecar = read_sidecar(target)
+    except ArtifactError:
+        return None  # damaged: built anew
+    build = sidecar.build if sidecar else None
+    fits = build is not None and build.fit is not None and build.fit.key == key
+    return sidecar if fits else None
+
+
+def build(
+    planned: Planned, graph: Path, made: Made, request: Request, target: Path, key: str,
+    counter: Counter,
+) -> Proved:  # fmt: skip
+    """Build and prove; the builder's messages are kept beside the target, also of a failure.
+
+    Raises `BuildError` (NVIDIA's builder), `VerificationError` (another precision than asked for).
+    """
+    log = target.with_name(f"{target.name}.log")
+
+    def step(phase: str, done: int, total: int) -> None:
+        counter(f"NVIDIA's builder: {phase[:40]}", done, total, "steps")
+
+    try:
+        built = tensorrt.build(planned.flavour, graph.read_bytes(), planned.options, step)
+    except BuildError as error:
+        write_text(log, error.log)
+        raise BuildError(f"{error.message} (all of it in {log})", hint=error.hint) from error
+    write_text(log, built.log)
+    rows = proof.prove(built.layers, _asked(made, request.precision))
+    proof.enforce(rows, target.name)
+    fit = EngineFit(
+        flavour=planned.flavour,
+        version=planned.version,
+        sms=planned.options.sms,
+        driver=planned.driver,
+        profiles=planned.options.profiles,
+        options=planned.options.words(),
+        key=key,
+        graph_sha256=sha256_file(graph),
+        build_seconds=round(built.seconds, 3),
+        layers=len(built.layers),
+        scratch_bytes=built.scratch_bytes,
+        log=log.name,
+    )
+    return Proved(built.engine, fit, rows, _kinds(rows))
+
+
+def _asked(made: Made, precision: Precision) -> dict[Place, str]:
+    from rest_deploy.graph.roles import place
+
+    float_model = made.original or made.model
+    found = (place(node.name or "") for node in float_model.graph if _multiplies(node))
+    places = list(dict.fromkeys(here for here in found if here is not None))
+    recipe = made.table.recipe if made.table else None
+    chosen = [here for here in places if recipe is not None and recipe.wants(here)]
+    return proof.requested(places, precision, chosen)
+
+
+def _multiplies(node: ir.Node) -> bool:
+    return node.op_type in {"MatMul", "Gemm", "Conv"}
+
+
+def _kinds(rows: tuple[Proven, ...]) -> Kinds:
+    """Role -> datatype -> blocks."""
+    kinds: Kinds = {}
+    for row in rows:
+        counts = kinds.setdefault(row.role, {})
+        for kind in row.obtained:
+            counts[kind] = counts.get(kind, 0) + 1
+    return kinds
+
+
+def _compute_capability() -> str:
+    """Of the GPU that TensorRT builds for."""
+    from rest_deploy.cuda_driver import Driver
+
+    return "".join(map(str, Driver().gpu(0).compute_capability))
+
+
+def _driver(flavour: Flavour) -> str:
+    """Newest CUDA of the driver here, "" for engines that are built without a GPU."""
+    if flavour == "tensorrt-rtx":
+        return ""
+    from rest_deploy.cuda_driver import Driver
+
+    return ".".join(map(str, Driver().cuda_version()))

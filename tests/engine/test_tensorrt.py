@@ -1,0 +1,104 @@
+"""NVIDIA's real builder, without a GPU: what it builds, refuses and says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rest_deploy.contracts import Profile
+from rest_deploy.engine import tensorrt
+from rest_deploy.engine.tensorrt import Options, build, check_targets, known_sms
+from rest_deploy.errors import BuildError, InputError, MissingDependencyError
+
+PROFILE = Profile(minimum=(1, 3, 32, 32), optimum=(2, 3, 96, 96), maximum=(4, 3, 224, 224))
+SMALL = Options(profiles=(PROFILE,), sms=("89",))
+
+
+def silent(_phase: str, _done: int, _total: int) -> None:
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _builder() -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+
+
+def test_an_engine_with_two_profiles(exported_nano: Path) -> None:
+    steps: list[tuple[str, int, int]] = []
+    larger = Profile(minimum=(1, 3, 96, 96), optimum=(1, 3, 256, 256), maximum=(1, 3, 320, 320))
+    options = Options(profiles=(PROFILE, larger), sms=("86", "89"), workspace=1.0)
+    built = build("tensorrt-rtx", exported_nano.read_bytes(), options, lambda *s: steps.append(s))
+    assert len(built.engine) > 1_000_000
+    assert built.scratch_bytes > 1_000_000
+    assert len(built.layers) > 100
+    assert "Engine generation completed" in built.log
+    assert steps
+    assert all(1 <= done <= max(total, done) for _, done, total in steps)
+
+
+def test_known_targets() -> None:
+    known = known_sms("tensorrt-rtx")
+    assert {"75", "86", "89", "120"} <= set(known)
+    check_targets(("86", "89"), "int8", known)
+    with pytest.raises(InputError, match=r"not 90.*does not run on Hopper"):
+        check_targets(("90",), "int8", known)
+    with pytest.raises(InputError, match="fp8 needs compute capability 89 or newer") as caught:
+        check_targets(("86", "120"), "fp8", known)
+    assert caught.value.hint == "--target-sm 120"
+    with pytest.raises(InputError, match="Turing has no BF16"):
+        check_targets(("75",), "bf16", known)
+
+
+def test_what_the_step_raises_stops_the_build(exported_nano: Path) -> None:
+    """Ctrl-C: not through NVIDIA's code, but after it has stopped."""
+    phases: list[str] = []
+
+    def interrupt(phase: str, _done: int, _total: int) -> None:
+        phases.append(phase)
+        if len(phases) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build("tensorrt-rtx", exported_nano.read_bytes(), SMALL, interrupt)
+    assert len(phases) == 3
+
+
+def test_a_truncated_graph(exported_nano: Path) -> None:
+    with pytest.raises(BuildError, match=r"not a whole ONNX model|NVIDIA's builder"):
+        build("tensorrt-rtx", exported_nano.read_bytes()[:20_000], SMALL, silent)
+
+
+def test_too_little_workspace(exported_nano: Path) -> None:
+    options = Options(profiles=(PROFILE,), sms=("89",), workspace=0.001)
+    with pytest.raises(BuildError, match="needs more memory than it may use") as caught:
+        build("tensorrt-rtx", exported_nano.read_bytes(), options, silent)
+    assert "--workspace-limit" in (caught.value.hint or "")
+    assert "workspace" in caught.value.log
+
+
+def test_an_operator_it_does_not_know(exported_nano: Path) -> None:
+    import onnx
+
+    model = onnx.load(exported_nano)
+    next(node for node in model.graph.node if node.op_type == "Softmax").op_type = "Softmaxx"
+    with pytest.raises(BuildError, match="does not know an operator"):
+        build("tensorrt-rtx", model.SerializeToString(), SMALL, silent)
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch, flavour: Any) -> None:
+    monkeypatch.setattr(tensorrt, "installed", lambda _name: False)
+    assert tensorrt.why_not(flavour) == (
+        f"the package is not installed: pip install 'rest-deploy[{flavour}]'"
+    )
+    with pytest.raises(MissingDependencyError, match="pip install"):
+        tensorrt.load(flavour)
+
+
+def test_words_of_the_options() -> None:
+    assert SMALL.words() == {}
+    assert Options((PROFILE,), workspace=2.0, optimization_level=0, refit=True).words() == {
+        "workspace": "2.0", "builder-optimization-level": "0", "refit": "True",
+    }  # fmt: skip

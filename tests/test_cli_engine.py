@@ -1,0 +1,179 @@
+"""build-engine for TensorRT as a user meets it: NVIDIA's builder is real, no GPU is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rest_deploy.artifact import read_sidecar, sidecar_path
+from rest_deploy.engine import tensorrt
+from tests.test_cli import CLONE, INTERRUPTIBLE, done, eventually, refused, run, untouched
+
+pytest.importorskip("tensorrt_rtx_bindings")
+RTX = ("--backend", "tensorrt-rtx", "--limit", "24", "--gate-images", "22", "--target-sm", "89")
+
+
+@pytest.fixture
+def workspace(trained_nano: Path, tmp_path: Path) -> Path:
+    """A folder with a good export of a trained model."""
+    folder = tmp_path / "workspace"
+    shutil.copytree(trained_nano.parent, folder)
+    return folder
+
+
+def test_an_int8_engine(workspace: Path) -> None:
+    """Built, proven, described; the second time it is there already; any change builds it anew."""
+    said = done("build-engine", "--int8", "--workspace", workspace, *RTX)
+    engine = workspace / "rest_nano.int8.tensorrt-rtx.engine"
+    assert str(engine) in said
+    assert "runs on: tensorrt-rtx " in said
+    assert "compute capability 89" in said
+    assert "profile 0: 1x3x32x32 to 32x3x224x224, tuned for 8x3x224x224" in said
+    assert "the gate looked at the graph; the engine itself was not run here" in said
+    assert (workspace / f"{engine.name}.log").stat().st_size > 100_000
+    sidecar = read_sidecar(engine)
+    assert sidecar is not None
+    assert sidecar.kind == "engine"
+    build = sidecar.build
+    assert build is not None
+    assert build.fit is not None
+    assert build.obtained["qkv"] == {"int8": 5}
+    assert build.obtained["pa"] == {"fp32": 4}
+    assert {row.obtained for row in build.proof if row.requested == "int8"} == {("int8",)}
+    assert sidecar.command.endswith("--limit 24 --target-sm 89")
+
+    before = engine.stat().st_mtime_ns
+    again = done("build-engine", "--int8", "--workspace", workspace, *RTX)
+    assert "it was there already" in again
+    assert engine.stat().st_mtime_ns == before
+    for change in (("--max-shapes", "4x3x96x96"), ("--target-sm", "86"), ("--gate-images", "23"),
+                   ("--builder-optimization-level", "1"), ("--limit", "25")):  # fmt: skip
+        said = done("build-engine", "--int8", "--workspace", workspace, *RTX, *change, "--no-gate")
+        assert "it was there already" not in said, change
+
+    shown = done("inspect", engine)
+    assert "runs on: tensorrt-rtx" in shown
+    assert "gate          switched off" in shown
+    described = json.loads(done("inspect", sidecar_path(engine), "--json"))
+    assert described["sidecar"]["build"]["fit"]["profiles"][0]["minimum"] == [1, 3, 32, 32]
+    refused(run("predict", engine, engine), 4, "runs on an NVIDIA GPU, and none is here")
+    data = bytearray(engine.read_bytes())
+    data[1000] ^= 1
+    engine.write_bytes(data)
+    refused(run("predict", engine, engine), 3, "damaged or replaced", "rest-deploy build-engine")
+    refused(run("inspect", engine), 3, "its sidecar describes")
+    assert "it was there already" not in done(
+        "build-engine", "--int8", "--workspace", workspace, *RTX, "--no-gate"
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "fp8"])
+def test_other_precisions(workspace: Path, precision: str) -> None:
+    report = json.loads(
+        done("build-engine", f"--{precision}", "--json", "--workspace", workspace, *RTX,
+             "--max-shapes", "4x3x224x224")
+    )  # fmt: skip
+    kinds = {kind for counts in report["build"]["obtained"].values() for kind in counts}
+    assert kinds == ({"fp8", "fp32"} if precision == "fp8" else {precision})
+    assert report["build"]["fit"]["scratch_bytes"] > 1_000_000
+
+
+def test_float32_under_the_name_of_fp16(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that forgot to retype: the proof refuses, nothing is published."""
+    from rest_deploy.graph import precision
+
+    monkeypatch.setattr(precision, "to_sixteen_bit", lambda *_, **__: {})
+    monkeypatch.setattr(precision, "emulate", lambda *_: None)
+    result = run("build-engine", "--fp16", "--workspace", workspace, *RTX)
+    refused(result, 1, "does not have the precision that was asked for", "planned fp32")
+    assert not list(workspace.glob("*.engine*.json"))
+    assert not list(workspace.glob("*.engine"))
+
+
+def test_what_is_refused_before_anything_is_done(workspace: Path) -> None:
+    def no(code: int, *arguments: str, words: tuple[str, ...]) -> None:
+        result = run("build-engine", "--workspace", workspace, *arguments)
+        refused(result, code, *words)
+
+    rtx = ("--backend", "tensorrt-rtx")
+    with untouched(workspace):
+        no(3, "--fp8", *rtx, "--target-sm", "86", words=("fp8 needs compute capability 89", "INT8"))
+        no(3, "--int8", *rtx, "--target-sm", "90", words=("does not run on Hopper",))
+        no(3, *rtx, "--min-shapes", "8x3x64x64", "--max-shapes", "4x3x64x64",
+           words=("min <= opt <= max",))  # fmt: skip
+        no(3, *rtx, "--max-shapes", "4x64x64", words=("expected BATCHx3xHEIGHTxWIDTH",))
+        no(3, *rtx, "--refit", words=("--refit is not for TensorRT-RTX here",))
+        no(3, *rtx, "--version-compatible", words=("lean runtime",))
+        no(3, "--max-shapes", "4x3x64x64", words=("goes with TensorRT, not with onnxruntime",))
+
+
+def test_a_failed_build_keeps_the_engine_that_was_there(workspace: Path) -> None:
+    done("build-engine", "--int8", "--workspace", workspace, *RTX)
+    engine = workspace / "rest_nano.int8.tensorrt-rtx.engine"
+    before = engine.read_bytes()
+    result = run("build-engine", "--int8", "--workspace", workspace, *RTX,
+                 "--workspace-limit", "0.001")  # fmt: skip
+    refused(result, 3, "needs more memory than it may use", f"all of it in {engine}.log")
+    assert engine.read_bytes() == before
+    assert read_sidecar(engine) is not None
+
+
+def test_without_tensorrt(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "installed", lambda _name: False)
+    with untouched(workspace):
+        refused(run("build-engine", "--backend", "tensorrt", "--workspace", workspace), 4,
+                "pip install 'rest-deploy[tensorrt]'")  # fmt: skip
+        refused(run("build-engine", "--backend", "tensorrt-rtx", "--workspace", workspace), 4,
+                "pip install 'rest-deploy[tensorrt-rtx]'")  # fmt: skip
+    said = done("build-engine", "--workspace", workspace, "--limit", "24", "--no-gate")
+    assert "backend: onnxruntime (not tensorrt: the package is not installed" in said
+
+
+def test_ctrl_c_in_a_build(workspace: Path) -> None:
+    """Exit 130 and nothing of the engine; the calibration is kept."""
+    done("calibrate", "--workspace", workspace, "--limit", "24")
+    command = (
+        f"{INTERRUPTIBLE}; import time; from rest_deploy.engine import tensorrt; "
+        "build = tensorrt.build\n"
+        "def slow(flavour, graph, options, step):\n"
+        "    def wait(*words):\n"
+        "        open('begun', 'w').close(); time.sleep(0.2); step(*words)\n"
+        "    return build(flavour, graph, options, wait)\n"
+        "tensorrt.build = slow\n"
+        "from rest_deploy.cli import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, "build-engine", "--workspace", ".", "--no-gate", *RTX],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=workspace,
+        env={**os.environ, "PYTHONPATH": str(CLONE)},
+    )  # fmt: skip
+    eventually((workspace / "begun").is_file, process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert "interrupted" in stderr
+    assert not list(workspace.glob("*.engine*"))
+    assert (workspace / "rest_nano.int8.calibration.json").is_file()
+
+
+def test_two_builds_of_one_target_at_once(workspace: Path) -> None:
+    """Each is whole or not there; the last one stays, beside its own sidecar."""
+    done("calibrate", "--workspace", workspace, "--limit", "24")
+    words = [sys.executable, str(CLONE / "cli.py"), "build-engine", "--workspace", str(workspace),
+             "--no-gate", *RTX]  # fmt: skip
+    running = [
+        subprocess.Popen([*words, "--max-shapes", f"{batch}x3x224x224"],
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for batch in (2, 4)
+    ]  # fmt: skip
+    for process in running:
+        _, stderr = process.communicate(timeout=300)
+        assert process.returncode == 0, stderr
+    assert read_sidecar(workspace / "rest_nano.int8.tensorrt-rtx.engine") is not None
