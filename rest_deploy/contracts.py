@@ -113,6 +113,8 @@ class ParityBounds(Struct, frozen=True):
 
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+Rest = Literal["fp32", "fp16", "bf16"]
+"""What an 8-bit graph computes in where it is not quantized."""
 
 
 class GateBounds(Struct, frozen=True):
@@ -260,10 +262,11 @@ class Proven(Struct, frozen=True):
 class Build(Struct, frozen=True):
     """How an engine came about: precision asked for and obtained, and the proof.
 
-    `obtained`: per role, what the backend's kernels compute in -> how many. `float_places`: what
-    the recipe quantizes and this backend has no integer kernels for. `gate` is None when it was
-    switched off (--no-gate); `gated`: what it looked at. Hashes: of the float model, of the
-    calibration table. `fit` and `proof`: of TensorRT engines.
+    `rest`: of an 8-bit graph, what the unquantized part computes in. `obtained`: per role, what the
+    backend's kernels compute in -> how many. `float_places`: what the recipe quantizes and this
+    backend has no integer kernels for. `gate` is None when it was switched off (--no-gate);
+    `gated`: what it looked at. Hashes: of the float model, of the calibration table. `fit` and
+    `proof`: of TensorRT engines.
     """
 
     precision: Precision
@@ -273,6 +276,7 @@ class Build(Struct, frozen=True):
     source_sha256: str
     recipe: str = ""
     table_sha256: str = ""
+    rest: str = ""
     float_places: tuple[str, ...] = ()
     gate: GateResult | None = None
     gated: str = ""

@@ -63,17 +63,19 @@ class Report(Struct, frozen=True):
 
 
 class Package(NamedTuple):
-    """A package to look for: pip's names for it, ours first; what to `pip install`; our bound."""
+    """A package to look for: pip's names for it, ours first; what to `pip install`; our bound.
+    `other_module`: where it is when another of its distributions is installed."""
 
     names: tuple[str, ...]
     module: str
     purpose: str
     install: str
     minimum: str = ""
+    other_module: str = ""
 
 
 TRT = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
-RTX = ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12")
+RTX = ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13-bindings")
 PACKAGES = (
     Package(("torch",), "torch", "the reference model, export", EXPORT, "2.9"),
     Package(("onnx",), "onnx", "ONNX files", EXPORT, "1.17"),
@@ -83,8 +85,15 @@ PACKAGES = (
     Package(("onnxruntime", "onnxruntime-gpu"), "onnxruntime", "runs models", ORT, "1.20"),
     Package(("scikit-image",), "skimage", "the demo's photos", "'rest-deploy[demo]'", "0.24"),
     Package(("openvino",), "openvino", "runs models on Intel CPUs and GPUs", "openvino"),
-    Package(TRT, "tensorrt", "engines for the GPU at hand", "tensorrt"),
-    Package(RTX, "tensorrt_rtx", "portable engines for RTX GPUs", "tensorrt-rtx"),
+    Package(TRT, "tensorrt", "engines for the GPU at hand", "'rest-deploy[tensorrt]'", "10.12"),
+    Package(
+        RTX,
+        "tensorrt_rtx",
+        "portable engines for RTX GPUs",
+        "'rest-deploy[tensorrt-rtx]'",
+        "1.7",
+        other_module="tensorrt_rtx_bindings",
+    ),
     Package(("cuda-python", "cuda-bindings"), "cuda.bindings", "GPU buffers", "cuda-python"),
     Package(("pycuda",), "pycuda", "GPU buffers, the older way", "pycuda"),
     Package(("nvidia-modelopt",), "modelopt", "quantization", "nvidia-modelopt"),
@@ -189,7 +198,10 @@ def _package(package: Package) -> Iterable[Row]:
             found[name] = importlib.metadata.version(name)
     row = partial(Row, "package", package.names[0])
     label, version = next(iter(found.items()), (package.names[0], "of unknown version"))
-    install, here = f"pip install {package.install}", _importable(package.module)
+    install = f"pip install {package.install}"
+    here = _importable(package.module) or (
+        package.other_module != "" and _importable(package.other_module)
+    )
     if not found and not here:
         yield row("missing", f"not installed ({package.purpose})", install)
     elif not here:
@@ -270,7 +282,7 @@ def _jobs(rows: list[Row]) -> Iterable[Row]:
     elsewhere = "" if "rtx" in ready else " (its engines run on RTX GPUs elsewhere)"
     ways = {"tensorrt": {"gpu", "tensorrt"}, f"tensorrt-rtx{elsewhere}": {"tensorrt-rtx"}}
     lacking = "needs tensorrt and the GPU it builds for, or tensorrt-rtx, which needs no GPU"
-    mend = f"pip install {'tensorrt' if gpu else 'tensorrt-rtx'}"
+    mend = f"pip install 'rest-deploy[{'tensorrt' if gpu else 'tensorrt-rtx'}]'"
     yield job("build TensorRT", ways, lacking, mend)
 
 

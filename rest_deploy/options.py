@@ -60,6 +60,10 @@ def build_options(function: Any) -> Any:
         click.option("--recipe", help="Packaged one or a .toml. [default: the precision]"),
         click.option("--table", type=PATH, help="Use this calibration table."),
         click.option(
+            "--rest", type=click.Choice(["fp32", "fp16", "bf16"]),
+            help="With 8 bits: what is not quantized. [default: fp16 for TensorRT, else fp32]",
+        ),
+        click.option(
             "--io-type", type=click.Choice(["float32", "float16"]), default="float32",
             show_default=True, help="Of input and output, with --fp16.",
         ),

@@ -108,12 +108,41 @@ def _quantization(variant: str) -> dict[str, dict[str, float]]:
     return {row["row"]: row for row in record["rows"]}
 
 
+def instance_norm_plan() -> str:
+    """Kernels and float32 maps of each form in NVIDIA's FP16 plan."""
+    record = json.loads((RESULTS / "instance_norm_plan.json").read_text())
+    lines = [
+        _row(["form", "kernels in all", "of softmax and norm", "float32 maps", "scratch"]),
+        _row(["---"] * 5),
+    ]
+    for row in record["rows"]:
+        cells = [row["form"], row["layers"], row["norm_layers"], row["float32_maps"]]
+        lines.append(_row([*cells, f"{row['scratch_bytes'] / 1e6:.0f} MB"]))
+    return "\n".join(lines)
+
+
+def tensorrt_builds() -> str:
+    """Seconds, size and scratch memory per variant, precision and profile plan."""
+    record = json.loads((RESULTS / "tensorrt_builds.json").read_text())
+    lines = [
+        _row(["", "profiles", "build", "file", "scratch", "layers"]),
+        _row(["---"] * 6),
+    ]
+    for row in record["rows"]:
+        cells = [f"{row['variant']} {row['precision']}", row["shapes"], f"{row['seconds']:.1f} s"]
+        cells += [f"{row[f'{name}_bytes'] / 1e6:.0f} MB" for name in ("size", "scratch")]
+        lines.append(_row([*cells, row["layers"]]))
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "calibration": calibration,
     "instance_norm": instance_norm,
     "instance_norm_variants": instance_norm_variants,
+    "instance_norm_plan": instance_norm_plan,
     "quantization": quantization,
     "quantization_latency": quantization_latency,
+    "tensorrt_builds": tensorrt_builds,
 }
 
 

@@ -387,7 +387,7 @@ class TestReadSidecar:
     @pytest.mark.parametrize(
         ("old", "new", "told"),
         [
-            ('"kind": "onnx"', '"kind": "engine"', "$.kind"),
+            ('"kind": "onnx"', '"kind": "picture"', "$.kind"),
             ('"size_bytes": 9', '"size_bytes": "9"', "$.size_bytes"),
             ('"schema": 1', '"schema": 1, "extra": 2', "unknown field `extra`"),
             ('"variant": "nano",\n    "card"', '"card"', "missing required field `variant`"),

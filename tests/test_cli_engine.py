@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 
 from rest_deploy.artifact import read_sidecar, sidecar_path
@@ -45,7 +46,8 @@ def test_an_int8_engine(workspace: Path) -> None:
     assert build is not None
     assert build.fit is not None
     assert build.obtained["qkv"] == {"int8": 5}
-    assert build.obtained["pa"] == {"fp32": 4}
+    assert build.obtained["pa"] == build.obtained["sr"] == {"fp16": 4}
+    assert build.rest == "fp16", "on a GPU what is not INT8 computes in FP16"
     assert {row.obtained for row in build.proof if row.requested == "int8"} == {("int8",)}
     assert sidecar.command.endswith("--limit 24 --target-sm 89")
 
@@ -81,8 +83,40 @@ def test_other_precisions(workspace: Path, precision: str) -> None:
              "--max-shapes", "4x3x224x224")
     )  # fmt: skip
     kinds = {kind for counts in report["build"]["obtained"].values() for kind in counts}
-    assert kinds == ({"fp8", "fp32"} if precision == "fp8" else {precision})
+    assert kinds == ({"fp8", "fp16"} if precision == "fp8" else {precision})
     assert report["build"]["fit"]["scratch_bytes"] > 1_000_000
+
+
+def test_what_is_not_quantized(workspace: Path) -> None:
+    report = json.loads(
+        done("build-engine", "--int8", "--rest", "fp32", "--json", "--workspace", workspace, *RTX)
+    )
+    assert report["build"]["obtained"]["sr"] == {"fp32": 4}
+    assert report["build"]["obtained"]["mlp"] == {"int8": 5}
+
+
+def test_turing_plans_int8_convolutions_in_fp16(workspace: Path) -> None:
+    """Which the proof finds; nothing else would say so."""
+    result = run("build-engine", "--int8", "--workspace", workspace, *RTX, "--target-sm", "75")
+    refused(result, 1, "stem.conv1:stem was asked for in int8, NVIDIA planned fp16")
+    assert not list(workspace.glob("*.engine"))
+
+
+def test_int8_and_fp16_in_one_file(workspace: Path) -> None:
+    """For builders elsewhere; the gate rounds to FP16 after every operator."""
+    report = json.loads(
+        done("quantize", "--int8", "--rest", "fp16", "--json", "--workspace", workspace,
+             "--limit", "24", "--gate-images", "22")
+    )  # fmt: skip
+    onnx.checker.check_model(report["path"], full_check=True)
+    assert report["build"]["gate"]["checks"][0]["value"] < 0.03
+    assert {check["name"] for check in report["build"]["gate"]["checks"]} >= {
+        "least range use", "most range use", "weight error",
+    }  # fmt: skip
+    refused(run("build-engine", "--rest", "fp16", "--workspace", workspace), 3,
+            "onnxruntime on a CPU has no fp16 kernels", "--backend tensorrt-rtx")  # fmt: skip
+    refused(run("quantize", "--fp16", "--rest", "fp16", "--workspace", workspace), 3,
+            "--rest goes with --int8 or --fp8")  # fmt: skip
 
 
 def test_float32_under_the_name_of_fp16(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +138,7 @@ def test_what_is_refused_before_anything_is_done(workspace: Path) -> None:
 
     rtx = ("--backend", "tensorrt-rtx")
     with untouched(workspace):
+        no(3, "--rest", "fp32", *rtx, "--target-sm", "75", words=("fp32 needs",))
         no(3, "--fp8", *rtx, "--target-sm", "86", words=("fp8 needs compute capability 89", "INT8"))
         no(3, "--int8", *rtx, "--target-sm", "90", words=("does not run on Hopper",))
         no(3, *rtx, "--min-shapes", "8x3x64x64", "--max-shapes", "4x3x64x64",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from rest_deploy.contracts import Precision, Proven
+from rest_deploy.contracts import Precision, Proven, Rest
 from rest_deploy.engine.tensorrt_plan import MATRIX_TYPES, PlannedLayer
 from rest_deploy.errors import VerificationError
 
@@ -16,26 +16,18 @@ DATATYPES = {"Int8": "int8", "FP8": "fp8", "Half": "fp16", "BFloat16": "bf16", "
 """NVIDIA's names in ours."""
 
 DEPTHWISE = ("pa", "sr")
-
-ALLOWED: dict[str, frozenset[str]] = {
-    "fp32": frozenset({"fp32"}),
-    "fp16": frozenset({"fp16"}),
-    "bf16": frozenset({"bf16"}),
-    "int8": frozenset({"int8"}),
-    "fp8": frozenset({"fp8"}),
-    "float": frozenset({"fp32", "fp16", "bf16"}),
-}
-"""Asked for -> what satisfies it. "float": left alone by a recipe."""
+EIGHT_BITS = frozenset({"int8", "fp8"})
 
 
 def requested(
-    places: Iterable[Place], precision: Precision, quantized: Iterable[Place]
+    places: Iterable[Place], precision: Precision, quantized: Iterable[Place], rest: Rest = "fp32"
 ) -> dict[Place, str]:
-    """Per place of the model what was asked for. quantized: the places a recipe names."""
+    """Per place of the model what was asked for. quantized: the places a recipe names; rest: what
+    the others compute in then."""
     if precision not in ("int8", "fp8"):
         return dict.fromkeys(places, precision)
     chosen = set(quantized)
-    return {place: precision if place in chosen else "float" for place in places}
+    return {place: precision if place in chosen else rest for place in places}
 
 
 def prove(plan: Iterable[PlannedLayer], asked: Mapping[Place, str]) -> tuple[Proven, ...]:
@@ -68,11 +60,11 @@ def failures(rows: Iterable[Proven]) -> list[str]:
     wrong = []
     for row in rows:
         name, got = f"{row.block}:{row.role}", ", ".join(row.obtained) or "nothing"
-        if row.role in DEPTHWISE and not ALLOWED["float"].issuperset(row.obtained):
+        if row.role in DEPTHWISE and not EIGHT_BITS.isdisjoint(row.obtained):
             wrong.append(f"{name} is a depthwise convolution in {got}, slower than in float")
         elif not row.obtained:
             wrong.append(f"{name} was asked for in {row.requested} and is not in NVIDIA's plan")
-        elif not ALLOWED[row.requested].issuperset(row.obtained):
+        elif set(row.obtained) != {row.requested}:
             wrong.append(f"{name} was asked for in {row.requested}, NVIDIA planned {got}")
     return wrong
 

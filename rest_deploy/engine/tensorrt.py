@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rest_deploy.contracts import Precision, Profile
+from rest_deploy.contracts import Precision, Profile, Rest
 from rest_deploy.engine.tensorrt_plan import PlannedLayer, read_plan
 from rest_deploy.errors import BuildError, InputError, MissingDependencyError, installed
 
@@ -38,10 +38,11 @@ NEEDS_GPU = {
 """Options that TensorRT-RTX does not take, or not on a machine without a GPU."""
 
 LEAST_SM: dict[Precision, tuple[int, str]] = {
+    "fp32": (80, "TensorRT-RTX has no float32 GEMM for Turing; FP16 runs there"),
     "bf16": (80, "Turing has no BF16; FP16 runs there"),
     "fp8": (89, "Ampere has no FP8; INT8 runs there"),
 }
-"""Compute capability a precision begins at."""
+"""Compute capability a type begins at, and why."""
 
 Step = Callable[[str, int, int], None]
 """Called with a phase of the build and its steps done and to do; raising cancels the build."""
@@ -116,7 +117,14 @@ def version(flavour: Flavour) -> str:
     return str(load(flavour).__version__)
 
 
-def check_targets(sms: Sequence[str], precision: Precision, known: Sequence[str]) -> None:
+def able(sms: Sequence[str], precision: Precision, rest: Rest) -> tuple[str, ...]:
+    """Those GPUs that have the precision and what the rest of an 8-bit graph computes in."""
+    return tuple(sm for sm in sms if int(sm) >= _least(precision, rest)[0])
+
+
+def check_targets(
+    sms: Sequence[str], precision: Precision, rest: Rest, known: Sequence[str]
+) -> None:
     """Raise `InputError` for a GPU the builder does not know or that lacks the precision."""
     for sm in sms:
         if sm not in known:
@@ -124,15 +132,23 @@ def check_targets(sms: Sequence[str], precision: Precision, known: Sequence[str]
             raise InputError(
                 f"TensorRT-RTX builds for compute capabilities {', '.join(known)}, not {sm}.{close}"
             )
-    least, why = LEAST_SM.get(precision, (0, ""))
-    lacking = [sm for sm in sms if int(sm) < least]
+    least, kind, why = _least(precision, rest)
+    capable = able(sms, precision, rest)
+    lacking = [sm for sm in sms if sm not in capable]
     if lacking:
-        able = [sm for sm in sms if sm not in lacking]
         raise InputError(
-            f"{precision} needs compute capability {least} or newer, asked for "
+            f"{kind} needs compute capability {least} or newer, asked for "
             f"{', '.join(lacking)}: {why}",
-            hint=f"--target-sm {','.join(able)}" if able else "another precision",
+            hint=f"--target-sm {','.join(capable)}" if capable else "another precision",
         )
+
+
+def _least(precision: Precision, rest: Rest) -> tuple[int, str, str]:
+    """(compute capability, the type that asks for it, why)."""
+    kinds = (precision, rest) if precision in ("int8", "fp8") else (precision,)
+    found = [(*LEAST_SM[kind], kind) for kind in kinds if kind in LEAST_SM]
+    least, why, kind = max(found, default=(0, "", precision))
+    return least, kind, why
 
 
 def known_sms(flavour: Flavour) -> tuple[str, ...]:
@@ -259,6 +275,9 @@ KNOWN_FAILURES: tuple[tuple[str, str, str], ...] = (
     (r"FP8.*(not supported|unsupported)|fp8",
      "a target GPU has no FP8 (Ada, Hopper and Blackwell have)",
      "--int8, or --target-sm 89,120"),
+    (r"Turing.*FP32 GEMM is not supported",
+     "TensorRT-RTX has no float32 GEMM for Turing (compute capability 75)",
+     "--fp16, or --target-sm 80 and newer"),
     (r"BF16|bfloat16",
      "a target GPU has no BF16 (Ampere and newer have)",
      "--fp16, or --target-sm 80 or newer"),

@@ -129,6 +129,8 @@ def _with_reductions(model: ir.Model, tensors: Mapping[str, int | None]) -> ir.M
 
 def _reduction(graph: ir.Graph, op_type: str, value: ir.Value, axis: int | None) -> ir.Node:
     name = f"{value.name}.{op_type}"
+    if value.dtype in {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}:
+        value = _wide(graph, value)
     if op_type == "Size":
         node = ir.node(op_type, [value], name=name)
         dtype, shape = ir.DataType.INT64, ir.Shape(())
@@ -140,6 +142,14 @@ def _reduction(graph: ir.Graph, op_type: str, value: ir.Value, axis: int | None)
     output = node.outputs[0]
     output.name, output.dtype, output.shape = f"{name}.out", dtype, shape
     return node
+
+
+def _wide(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """A 16-bit tensor in float32, which reductions on a CPU want."""
+    cast = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT})
+    cast.outputs[0].shape = value.shape
+    graph.append(cast)
+    return cast.outputs[0]
 
 
 def _axes(graph: ir.Graph, value: ir.Value, channel: int) -> ir.Value:

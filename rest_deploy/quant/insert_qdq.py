@@ -195,6 +195,7 @@ def _quantize_weight(
     dequantize = ir.node("DequantizeLinear", [q, scale], attributes={"axis": axis},
                          name=f"{node.name}.weight.DequantizeLinear")  # fmt: skip
     dequantize.outputs[0].name = f"{node.name}.weight"
+    dequantize.outputs[0].dtype = ir.DataType.FLOAT
     model.graph.insert_before(node, dequantize)
     node.replace_input_with(1, dequantize.outputs[0])
     if not weight.uses():
@@ -210,10 +211,10 @@ def _pair(model: ir.Model, value: ir.Value, threshold: float, target: Format) ->
     dtype = ml_dtypes.float8_e4m3fn if target == "fp8" else np.int8
     zero = _initializer(model, f"{name}.zero_point", np.zeros((), dtype))
     quantize = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}.QuantizeLinear")
-    quantize.outputs[0].name = f"{name}.q"
+    quantize.outputs[0].name, quantize.outputs[0].dtype = f"{name}.q", STORED[target]
     dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero],
                          name=f"{name}.DequantizeLinear")  # fmt: skip
-    dequantize.outputs[0].name = f"{name}.dq"
+    dequantize.outputs[0].name, dequantize.outputs[0].dtype = f"{name}.dq", ir.DataType.FLOAT
     producer = value.producer()
     if producer is None:  # the image itself
         model.graph.insert_before(next(iter(model.graph)), [quantize, dequantize])

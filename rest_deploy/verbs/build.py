@@ -19,7 +19,7 @@ from rest_deploy.runtime.session import Session
 from rest_deploy.verbs import engine
 from rest_deploy.verbs.calibrate import CalibrationReport
 from rest_deploy.verbs.gate import GateData, gate_data, reference_logits
-from rest_deploy.verbs.make import Kinds, Made, Request, adapt, make, obtained
+from rest_deploy.verbs.make import Kinds, Made, Request, adapt, make, obtained, rest_for
 from rest_deploy.verbs.progress import Counter, Progress, silent, step, uncounted
 from rest_deploy.verbs.verify import open_export
 from rest_deploy.verify import gate
@@ -95,13 +95,14 @@ def _build(
     started = time.monotonic()
     source = open_export(model, workspace)
     metadata = source.metadata
+    rest = rest_for(request, choice.backend if choice else None)
     planned = None
     if choice is not None and (wishes != engine.NO_WISHES or choice.backend in FLAVOURS):
         planned = engine.plan(
-            choice.backend, wishes, request.precision, metadata.card.preprocessing
+            choice.backend, wishes, request.precision, rest, metadata.card.preprocessing
         )
     data = gate_data(metadata, request.gate_data, request.gate_images) if request.gate else None
-    made = make(source, request, workspace, progress, counter)
+    made = make(source, request, rest, workspace, progress, counter)
     if choice is not None:
         made = adapt(made, source.path, choice.backend, workspace)
     kinds = made.asked
@@ -146,6 +147,7 @@ def _build(
             backend=GRAPH_ONLY if choice is None else choice.backend,
             io_type=request.io_type,
             obtained=kinds,
+            rest=rest if made.calibration else "",
             float_places=made.float_places,
             source_sha256=sha256_file(source.path),
             recipe=made.calibration.recipe.name if made.calibration else "",
@@ -232,7 +234,7 @@ def _judge(
         actual,
         bounds,
         fresh=metadata.weights.kind == "fresh",
-        ranges=gate.range_use(staged, data.images[: gate.RANGE_IMAGES]),
+        ranges=gate.range_use(proof, data.images[: gate.RANGE_IMAGES]),
         weights=None if made.original is None else gate.weight_errors(staged, made.original),
         labels=data.labels,
         reference_name=name,
@@ -283,6 +285,8 @@ def _command(model: Path, request: Request, choice: Choice | None, wishes: engin
     ):  # fmt: skip
         if value is not None:
             words += [option, str(value)]
+    if request.rest is not None:
+        words += ["--rest", request.rest]
     if request.io_type != "float32":
         words += ["--io-type", request.io_type]
     if not request.gate:

@@ -11,7 +11,7 @@ import msgspec
 
 from rest_deploy import __version__
 from rest_deploy.artifact import Sidecar, read_sidecar, sha256_file, write_text
-from rest_deploy.contracts import EngineFit, Precision, Preprocessing, Proven
+from rest_deploy.contracts import EngineFit, Precision, Preprocessing, Proven, Rest
 from rest_deploy.engine import proof, tensorrt
 from rest_deploy.engine.profiles import profiles_from
 from rest_deploy.engine.tensorrt import Flavour, Options
@@ -79,7 +79,9 @@ class Proved:
     kinds: Kinds
 
 
-def plan(backend: str, wishes: Wishes, precision: Precision, card: Preprocessing) -> Planned:
+def plan(
+    backend: str, wishes: Wishes, precision: Precision, rest: Rest, card: Preprocessing
+) -> Planned:
     """Check the wishes against the builder. Raises `InputError`, `MissingDependencyError`."""
     if backend not in tensorrt.MODULES:
         raise InputError(
@@ -92,9 +94,8 @@ def plan(backend: str, wishes: Wishes, precision: Precision, card: Preprocessing
     if sms and not known:
         raise InputError(f"--target-sm goes with tensorrt-rtx; {flavour} builds for the GPU here")
     if not wishes.target_sm:  # of the default ones, those that have the precision
-        least = tensorrt.LEAST_SM.get(precision, (0, ""))[0]
-        sms = tuple(sm for sm in sms if int(sm) >= least)
-    tensorrt.check_targets(sms, precision, known)
+        sms = tensorrt.able(sms, precision, rest)
+    tensorrt.check_targets(sms, precision, rest, known)
     if flavour == "tensorrt-rtx":
         for name, why in tensorrt.NEEDS_GPU.items():
             if getattr(wishes, name):
@@ -192,7 +193,7 @@ def _asked(made: Made, precision: Precision) -> dict[Place, str]:
     places = list(dict.fromkeys(here for here in found if here is not None))
     recipe = made.table.recipe if made.table else None
     chosen = [here for here in places if recipe is not None and recipe.wants(here)]
-    return proof.requested(places, precision, chosen)
+    return proof.requested(places, precision, chosen, made.rest)
 
 
 def _multiplies(node: ir.Node) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rest_deploy.artifact import staging
-from rest_deploy.contracts import Precision
+from rest_deploy.contracts import Precision, Rest
 from rest_deploy.errors import InputError
 from rest_deploy.quant.table import CalibrationTable
 from rest_deploy.runtime.session import Session
@@ -23,7 +23,7 @@ from rest_deploy.verify import gate
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from rest_deploy.graph.precision import IoType
+    from rest_deploy.graph.precision import IoType, Sixteen
     from rest_deploy.graph.roles import Place
 
 OVERFLOW_IMAGES = 8
@@ -34,12 +34,14 @@ Kinds = dict[str, dict[str, int]]
 
 @dataclass(frozen=True)
 class Request:
-    """The user's wishes, shared by `quantize` and `build-engine`."""
+    """The user's wishes, shared by `quantize` and `build-engine`. `rest`: with 8 bits, None: see
+    `rest_for`."""
 
     precision: Precision
     images: Images = field(default_factory=Images)
     recipe: str | None = None
     table: Path | None = None
+    rest: Rest | None = None
     io_type: IoType = "float32"
     gate: bool = True
     gate_data: Path | None = None
@@ -53,7 +55,7 @@ class Made:
 
     `proof`: the graph whose logits the gate looks at; `original`: the float graph whose weights
     were quantized. `asked` and `skipped`: of the recipe; `float_places`: what `adapt` took out of
-    it for the backend.
+    it for the backend; `rest`: of an 8-bit graph, what the unquantized part computes in.
     """
 
     model: ir.Model
@@ -65,10 +67,34 @@ class Made:
     skipped: Kinds = field(default_factory=dict)
     passes: dict[str, int] = field(default_factory=dict)
     float_places: tuple[str, ...] = ()
+    rest: Rest = "fp32"
+
+
+def rest_for(request: Request, backend: str | None) -> Rest:
+    """What an 8-bit graph computes in where it is not quantized: FP16 for NVIDIA's builders, whose
+    GPUs are twice as fast in it, float32 for CPUs and for a file whose target is not known.
+
+    Raises `InputError` for 16 bits on ONNX Runtime.
+    """
+    if request.precision not in ("int8", "fp8"):
+        if request.rest is not None:
+            raise InputError(f"--rest goes with --int8 or --fp8, not with --{request.precision}")
+        return "fp32"
+    if backend == "onnxruntime" and request.rest not in (None, "fp32"):
+        raise InputError(
+            f"onnxruntime on a CPU has no {request.rest} kernels",
+            hint="--rest fp32, or --backend tensorrt-rtx",
+        )
+    return request.rest or ("fp16" if backend in ("tensorrt", "tensorrt-rtx") else "fp32")
 
 
 def make(
-    source: Session, request: Request, workspace: Path, progress: Progress, counter: Counter
+    source: Session,
+    request: Request,
+    rest: Rest,
+    workspace: Path,
+    progress: Progress,
+    counter: Counter,
 ) -> Made:
     """Raises what `calibrate` raises, and `InputError` for values that FP16 cannot hold."""
     import onnx_ir as ir
@@ -78,22 +104,14 @@ def make(
     if request.precision == "int8" or request.precision == "fp8":
         report, table = _table(source, request, workspace, counter)
         progress(f"calibrated on {report.images} images", report.seconds)
-        return _quantized(source.path, report, table)
+        made = _quantized(source.path, report, table)
+        return made if rest == "fp32" else _typed(made, rest, source, request)
     model = ir.load(source.path)
     if request.precision == "fp32":
         return Made(model, model, _asked(model, "float"))
-    from rest_deploy.graph.precision import emulate, to_sixteen_bit
-
     passes = {"level": level(model)}
-    if request.precision == "fp16" and request.gate:
-        _check_overflow(model, source, request)
-    types = to_sixteen_bit(model, request.precision, io_type=request.io_type)
-    passes |= {f"nodes in {name}": count for name, count in types.items()}
-    # The proof rounds after every operator, which a CPU backend without 16-bit kernels skips.
-    # Not model.clone(): its values share their types with the original's.
-    twin = ir.from_proto(ir.to_proto(model))
-    emulate(twin)
-    return Made(model, twin, _asked(model, request.precision), passes=passes)
+    asked = _asked(model, request.precision)
+    return _typed(Made(model, model, asked, passes=passes), request.precision, source, request)
 
 
 def adapt(made: Made, source: Path, backend: str, workspace: Path) -> Made:
@@ -136,6 +154,23 @@ def obtained(path: Path) -> Kinds:
     from rest_deploy.engine.onnxruntime import kernels
 
     return _by_role(kernels(path))
+
+
+def _typed(made: Made, sixteen: Sixteen, source: Session, request: Request) -> Made:
+    """`made` with its float tensors in 16 bits outside the islands."""
+    import onnx_ir as ir
+
+    from rest_deploy.graph.precision import emulate, to_sixteen_bit
+
+    if sixteen == "fp16" and request.gate:
+        _check_overflow(made.original or made.model, source, request)
+    types = to_sixteen_bit(made.model, sixteen, io_type=request.io_type)
+    # The proof rounds after every operator, which a CPU backend without 16-bit kernels skips.
+    # Not model.clone(): its values share their types with the original's.
+    twin = ir.from_proto(ir.to_proto(made.model))
+    emulate(twin)
+    nodes = {f"nodes in {name}": count for name, count in types.items()}
+    return replace(made, proof=twin, passes=made.passes | nodes, rest=sixteen)
 
 
 def _without_kernels(made: Made, workspace: Path) -> list[Place]:

@@ -34,7 +34,7 @@ def layer(kind: str, computes_in: str, *nodes: str) -> PlannedLayer:
 
 def test_requested() -> None:
     assert proof.requested([QKV, PA], "fp16", []) == {QKV: "fp16", PA: "fp16"}
-    assert proof.requested([QKV, PA], "int8", [QKV]) == {QKV: "int8", PA: "float"}
+    assert proof.requested([QKV, PA], "int8", [QKV], "fp16") == {QKV: "int8", PA: "fp16"}
 
 
 def test_every_kernel_of_a_place_counts() -> None:
