@@ -736,7 +736,7 @@ def test_inspect_checkpoint(weights: State, tmp_path: Path, suffix: str) -> None
 def test_inspect_text(tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     write_text(file)
-    refused(run("inspect", file), 3, "'.txt'", ".onnx or .engine, their .json, .pth or .safetensors")
+    refused(run("inspect", file), 3, "'.txt'", ".onnx or .engine, their .json, .pth")
 
 
 @pytest.mark.parametrize("labels", ["5", "null", '"cat"', '{"cat": 0}'])
