@@ -102,6 +102,7 @@ def tensorrt_options(function: Any) -> Any:
                      help="Runs on more GPUs than this one."),
         click.option("--refit", is_flag=True, help="Weights can be replaced later."),
         click.option("--strip-weights", is_flag=True, help="Without weights; they are refitted."),
+        click.option("--save-engine", type=PATH, help="Its path. [default: in the workspace]"),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)

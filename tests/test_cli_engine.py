@@ -153,6 +153,11 @@ def test_a_failed_build_keeps_the_engine_that_was_there(workspace: Path) -> None
     done("build-engine", "--int8", "--workspace", workspace, *RTX)
     engine = workspace / "rest_nano.int8.tensorrt-rtx.engine"
     before = engine.read_bytes()
+    elsewhere = workspace / "engines" / "mine.engine"
+    done("build-engine", "--int8", "--workspace", workspace, *RTX, "--no-gate",
+         "--save-engine", elsewhere)  # fmt: skip
+    assert read_sidecar(elsewhere) is not None
+    assert (elsewhere.parent / "mine.engine.log").is_file()
     result = run("build-engine", "--int8", "--workspace", workspace, *RTX,
                  "--workspace-limit", "0.001")  # fmt: skip
     refused(result, 3, "needs more memory than it may use", f"all of it in {engine}.log")

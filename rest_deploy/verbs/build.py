@@ -110,18 +110,18 @@ def _build(
     label = made.calibration.recipe.name if made.calibration else request.precision
     suffix = "" if choice is None else f".{choice.backend}"
     target = workspace / f"{name}.{label}{suffix}{'.onnx' if planned is None else '.engine'}"
-    warnings = []
+    target = wishes.save_engine or target
+    warnings = _warnings(request, metadata, running=planned is None)
     fit: EngineFit | None = None
     rows: tuple[Proven, ...] = ()
-    gated = "the file, on onnxruntime/cpu"
-    with staging(workspace) as folder:
+    with staging(target.parent) as folder:
         staged, proof = folder / f"{target.stem}.onnx", folder / "proof.onnx"
         ir.save(made.model, staged)
         if planned is not None:
             key = engine.cache_key(planned, sha256_file(staged), made, request)
             ready = engine.cached(target, key)
             if ready is not None and ready.build is not None:
-                return _report(target, ready, ready.build, source, made, choice, started,
+                return _report(target, ready, ready.build, source, made, choice, started, warnings,
                                cached=True)  # fmt: skip
         elif choice is not None:
             kinds = obtained(staged)
@@ -138,8 +138,6 @@ def _build(
             proved = engine.build(planned, staged, made, request, target, key, counter)
             progress("built and proved the engine", proved.fit.build_seconds)
             fit, rows, kinds = proved.fit, proved.rows, proved.kinds
-            gated = "the ONNX graph it was built from, on onnxruntime/cpu"
-            warnings.append("the gate looked at the graph; the engine itself was not run here")
             staged = folder / target.name
             staged.write_bytes(proved.engine)
         built = Build(
@@ -153,7 +151,7 @@ def _build(
             recipe=made.calibration.recipe.name if made.calibration else "",
             table_sha256=made.calibration.table_sha256 if made.calibration else "",
             gate=result,
-            gated=gated if result else "",
+            gated=_gated(made, planned is not None) if result else "",
             fit=fit,
             proof=rows,
         )
@@ -172,11 +170,26 @@ def _build(
         if planned is not None:
             sidecar = sealed(sidecar)
         publish(staged, target, sidecar)
-    if not request.gate:
-        warnings.append("built without the accuracy gate (--no-gate); the sidecar says so")
-    if request.gate and metadata.weights.kind == "fresh":
-        warnings.append("fresh weights: the gate holds errors only, classes mean nothing")
     return _report(target, sidecar, built, source, made, choice, started, warnings)
+
+
+def _warnings(request: Request, metadata: ModelMetadata, *, running: bool) -> list[str]:
+    """running: the gate runs what is published, not the graph it is built from."""
+    if not request.gate:
+        return ["built without the accuracy gate (--no-gate); the sidecar says so"]
+    warnings = []
+    if not running:
+        warnings.append("the gate looked at the graph; the engine itself was not run here")
+    if metadata.weights.kind == "fresh":
+        warnings.append("fresh weights: the gate holds errors only, classes mean nothing")
+    return warnings
+
+
+def _gated(made: Made, engine_file: bool) -> str:
+    """What the gate looked at."""
+    what = "the ONNX graph it was built from" if engine_file else "the file"
+    rounded = "" if made.proof is made.model else ", rounded to 16 bits after every operator"
+    return f"{what}{rounded}, on onnxruntime/cpu"
 
 
 def _report(

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rest_deploy import __version__
-from rest_deploy.artifact import Sidecar, read_sidecar, sha256_file, write_text
+from rest_deploy.artifact import Sidecar, sha256_file, write_text
 from rest_deploy.contracts import EngineFit, Precision, Preprocessing, Proven, Rest
 from rest_deploy.engine import proof, tensorrt
 from rest_deploy.engine.profiles import profiles_from
 from rest_deploy.engine.tensorrt import Flavour, Options
 from rest_deploy.errors import ArtifactError, BuildError, InputError
+from rest_deploy.runtime.loading import read_sealed
 from rest_deploy.verbs.make import Kinds, Made, Request
 from rest_deploy.verbs.progress import Counter
 
@@ -39,6 +40,7 @@ class Wishes:
     hardware_compatibility: str = ""
     refit: bool = False
     strip_weights: bool = False
+    save_engine: Path | None = None
 
     def words(self) -> list[str]:
         """As on the command line."""
@@ -102,6 +104,8 @@ def plan(
                 raise InputError(f"--{name.replace('_', '-')} is not for TensorRT-RTX here: {why}")
     if flavour == "tensorrt":
         sms = (_compute_capability(),)
+        if {precision, rest} & {"bf16", "fp8"}:  # float32 has no least GPU there
+            tensorrt.check_targets(sms, precision, rest, sms)
     options = Options(
         profiles=profiles_from(wishes.min_shapes, wishes.opt_shapes, wishes.max_shapes, card),
         sms=sms,
@@ -139,11 +143,12 @@ def cached(target: Path, key: str) -> Sidecar | None:
     if not target.is_file():
         return None
     try:
-        sidecar = read_sidecar(target)
+        sidecar = read_sealed(target)
     except ArtifactError:
-        return None  # damaged: built anew
-    build = sidecar.build if sidecar else None
-    fits = build is not None and build.fit is not None and build.fit.key == key
+        return None  # damaged or edited: built anew
+    if sidecar is None or sidecar.build is None or sidecar.build.fit is None:
+        return None
+    fits = sidecar.build.fit.key == key and sidecar.sha256 == sha256_file(target)
     return sidecar if fits else None
 
 
