@@ -159,17 +159,27 @@ def quantize(model: Path | None, workspace: Path | None, as_json: bool, **option
 @build_options
 @tensorrt_options
 def build_engine(
-    model: Path | None, backend: str, workspace: Path | None, as_json: bool, **options: Any
+    model: Path | None,
+    backend: str,
+    workspace: Path | None,
+    as_json: bool,
+    dry_run: bool,
+    **options: Any,
 ) -> None:
     """Build an engine from MODEL (default: the newest export); refused if it loses accuracy."""
     from rest_deploy import artifact, verbs
     from rest_deploy.report import quantization as text
+    from rest_deploy.report.engine import engine_plan
 
-    wanted = wishes(options)
+    wanted, asked, folder = wishes(options), request(options), artifact.workspace(workspace)
+    if dry_run:
+        plan = verbs.plan_engine(model, asked, workspace=folder, backend=backend, wishes=wanted)
+        _print(plan, as_json, engine_plan)
+        return
     report = verbs.build_engine(
         model,
-        request(options),
-        workspace=artifact.workspace(workspace),
+        asked,
+        workspace=folder,
         backend=backend,
         wishes=wanted,
         progress=progress(as_json),

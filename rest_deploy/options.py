@@ -90,6 +90,11 @@ def tensorrt_options(function: Any) -> Any:
                 ("max", "Largest shape of a profile. [default: 32 of the card's size]"),
             )
         ),
+        click.option("--expect-sizes", type=Sizes(), default=(), metavar="224,384x512",
+                     help="Plan the fewest profiles for these instead. [default: the card's]"),
+        click.option("--expect-batches", default="", metavar="1-32", help="With --expect-sizes."),
+        click.option("--memory", type=click.FloatRange(min=0.01), metavar="GiB",
+                     help="Scratch memory that the planned profiles may need."),
         click.option("--target-sm", default="", metavar="86,89,120",
                      help="GPUs a tensorrt-rtx engine runs on. [default: 86,89,120]"),
         click.option("--workspace-limit", type=click.FloatRange(min=0.001), metavar="GiB",
@@ -102,6 +107,7 @@ def tensorrt_options(function: Any) -> Any:
                      help="Runs on more GPUs than this one."),
         click.option("--refit", is_flag=True, help="Weights can be replaced later."),
         click.option("--strip-weights", is_flag=True, help="Without weights; they are refitted."),
+        click.option("--dry-run", is_flag=True, help="Print what would be built; build nothing."),
         click.option("--save-engine", type=PATH, help="Its path. [default: in the workspace]"),
     ]  # fmt: skip
     for option in reversed(options):

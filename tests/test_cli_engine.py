@@ -76,6 +76,31 @@ def test_an_int8_engine(workspace: Path) -> None:
     )
 
 
+EXPECTED = ("--expect-sizes", "96x160,160x96", "--expect-batches", "1-4")
+
+
+def test_planned_profiles(workspace: Path) -> None:
+    """The dry run says what will be built, without a file; the build is that."""
+    with untouched(workspace):
+        plan = json.loads(
+            done("build-engine", "--fp16", "--dry-run", "--json", "--workspace", workspace, *RTX,
+                 *EXPECTED)
+        )  # fmt: skip
+        said = done("build-engine", "--int8", "--dry-run", "--workspace", workspace, *RTX,
+                    *EXPECTED, "--memory", "1")  # fmt: skip
+    assert [found["maximum"] for found in plan["profiles"]] == [[4, 3, 96, 160], [4, 3, 160, 96]]
+    assert "would build " in said
+    assert "precision: int8, what is not quantized in fp16" in said
+    assert "profile 0: 1x3x96x96 to 4x3x160x160, tuned for 2x3x160x96; about " in said
+    report = json.loads(
+        done("build-engine", "--fp16", "--json", "--workspace", workspace, *RTX, *EXPECTED)
+    )
+    fit = report["build"]["fit"]
+    assert report["path"] == plan["path"]
+    assert fit["profiles"] == plan["profiles"]
+    assert 0.5 < max(plan["scratch_bytes"]) / fit["scratch_bytes"] < 2
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "fp8"])
 def test_other_precisions(workspace: Path, precision: str) -> None:
     report = json.loads(
@@ -146,6 +171,11 @@ def test_what_is_refused_before_anything_is_done(workspace: Path) -> None:
         no(3, *rtx, "--max-shapes", "4x64x64", words=("expected BATCHx3xHEIGHTxWIDTH",))
         no(3, *rtx, "--refit", words=("--refit is not for TensorRT-RTX here",))
         no(3, *rtx, "--version-compatible", words=("lean runtime",))
+        no(3, *rtx, "--expect-sizes", "512", "--memory", "0.1", words=("--memory allows 0.11 GB",))
+        no(3, *rtx, "--expect-sizes", "16", words=("at least 32 pixels",))
+        no(3, *rtx, "--expect-batches", "8-2", words=("not a range of batch sizes",))
+        no(3, *rtx, "--expect-sizes", "64", "--max-shapes", "1x3x64x64", words=("one of the two",))
+        no(3, "--dry-run", words=("--dry-run goes with TensorRT, not with onnxruntime",))
         no(3, "--max-shapes", "4x3x64x64", words=("goes with TensorRT, not with onnxruntime",))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rest_deploy.contracts import EngineFit
 from rest_deploy.engine.profiles import describe as describe_profile
+from rest_deploy.verbs import EnginePlan
 
 
 def fit_lines(fit: EngineFit) -> list[str]:
@@ -17,3 +18,22 @@ def fit_lines(fit: EngineFit) -> list[str]:
         f"scratch memory of one context: {fit.scratch_bytes / 1e6:.0f} MB; {fit.layers} layers, "
         f"built in {fit.build_seconds:.1f} s, log: {fit.log}",
     ]  # fmt: skip
+
+
+def engine_plan(plan: EnginePlan) -> str:
+    rest = f", what is not quantized in {plan.rest}" if plan.rest else ""
+    sms = f", compute capability {', '.join(plan.sms)}" if plan.sms else ""
+    options = "".join(f", --{name} {value}" for name, value in plan.options.items())
+    there = " (something of that name is there; it is reused if nothing else changed)"
+    return "\n".join([
+        f"would build {plan.path}{there if plan.exists else ''}",
+        f"from: {plan.source}",
+        f"precision: {plan.precision}{rest}",
+        f"runs on: {plan.backend} {plan.version}{sms}{options}",
+        *(
+            f"profile {index}: {describe_profile(profile)}; about {size / 1e6:.0f} MB of scratch"
+            for index, (profile, size) in enumerate(
+                zip(plan.profiles, plan.scratch_bytes, strict=True)
+            )
+        ),
+    ])  # fmt: skip

@@ -1,6 +1,12 @@
 """The functions behind the commands: each composes stages and returns one frozen report."""
 
-from rest_deploy.verbs.build import BuildReport, build_engine, quantize
+from rest_deploy.verbs.build import (
+    BuildReport,
+    EnginePlan,
+    build_engine,
+    plan_engine,
+    quantize,
+)
 from rest_deploy.verbs.calibrate import CalibrationReport, Images, calibrate
 from rest_deploy.verbs.engine import Wishes
 from rest_deploy.verbs.export import ExportReport, export, file_name
@@ -16,6 +22,7 @@ __all__ = [
     "BuildReport",
     "CalibrationReport",
     "Counter",
+    "EnginePlan",
     "ExportReport",
     "Images",
     "Inspection",
@@ -33,6 +40,7 @@ __all__ = [
     "inspect",
     "lint",
     "open_session",
+    "plan_engine",
     "quantize",
     "sensitivity",
     "silent",

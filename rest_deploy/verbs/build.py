@@ -11,10 +11,20 @@ import msgspec
 import numpy as np
 
 from rest_deploy.artifact import Sidecar, publish, sealed, sha256_file, staging
-from rest_deploy.contracts import Build, EngineFit, GateResult, ModelMetadata, Proven, Struct
+from rest_deploy.contracts import (
+    Build,
+    EngineFit,
+    GateResult,
+    ModelMetadata,
+    Precision,
+    Profile,
+    Proven,
+    Struct,
+)
 from rest_deploy.engine.backends import Choice, choose
 from rest_deploy.engine.tensorrt import MODULES as FLAVOURS
-from rest_deploy.errors import require
+from rest_deploy.errors import InputError, require
+from rest_deploy.quant.recipe import load_recipe
 from rest_deploy.runtime.session import Session
 from rest_deploy.verbs import engine
 from rest_deploy.verbs.calibrate import CalibrationReport
@@ -67,6 +77,75 @@ def build_engine(
     return _build(model, request, workspace, choice, progress, counter, wishes)
 
 
+class EnginePlan(Struct, frozen=True):
+    """What `build-engine --dry-run` would build. `scratch_bytes`: an estimate for each profile;
+    `exists`: something of that name is there already."""
+
+    path: str
+    source: str
+    precision: Precision
+    rest: str
+    backend: str
+    version: str
+    sms: tuple[str, ...]
+    profiles: tuple[Profile, ...]
+    scratch_bytes: tuple[int, ...]
+    options: dict[str, str]
+    exists: bool
+
+
+def plan_engine(
+    model: Path | None,
+    request: Request,
+    *,
+    workspace: Path,
+    backend: str,
+    wishes: engine.Wishes = engine.NO_WISHES,
+) -> EnginePlan:
+    """Everything that is known before a TensorRT build; nothing is calibrated, built or written.
+
+    Raises what `build_engine` raises for what cannot be built; `InputError` for other backends.
+    """
+    choice = choose(backend, request.precision)
+    if choice.backend not in FLAVOURS:
+        raise InputError(
+            f"--dry-run goes with TensorRT, not with {choice.backend}",
+            hint="--backend tensorrt-rtx --dry-run",
+        )
+    source = open_export(model, workspace)
+    rest = rest_for(request, choice.backend)
+    scratch = engine.estimator(source.path, request.precision, rest)
+    planned = engine.plan(
+        choice.backend, wishes, request.precision, rest, source.metadata.card.preprocessing, scratch
+    )
+    eight = request.precision in ("int8", "fp8")
+    label = load_recipe(request.recipe or request.precision).name if eight else request.precision
+    target = _target(source, label, choice.backend, workspace, wishes)
+    return EnginePlan(
+        path=str(target),
+        source=str(source.path),
+        precision=request.precision,
+        rest=rest if eight else "",
+        backend=choice.backend,
+        version=planned.version,
+        sms=planned.options.sms,
+        profiles=planned.options.profiles,
+        scratch_bytes=tuple(scratch(found.maximum) for found in planned.options.profiles),
+        options=planned.options.words(),
+        exists=target.exists(),
+    )
+
+
+def _target(
+    source: Session, label: str, backend: str, workspace: Path, wishes: engine.Wishes
+) -> Path:
+    """Where an artifact goes: MODEL.LABEL.BACKEND.engine or .onnx. backend: "" for a mere file."""
+    name = source.path.name.removesuffix(".onnx")
+    suffix = f".{backend}" if backend else ""
+    ending = ".engine" if backend in FLAVOURS else ".onnx"
+    return wishes.save_engine or workspace / f"{name}.{label}{suffix}{ending}"
+
+
 def quantize(
     model: Path | None,
     request: Request,
@@ -98,19 +177,21 @@ def _build(
     rest = rest_for(request, choice.backend if choice else None)
     planned = None
     if choice is not None and (wishes != engine.NO_WISHES or choice.backend in FLAVOURS):
+        scratch = engine.estimator(source.path, request.precision, rest)
         planned = engine.plan(
-            choice.backend, wishes, request.precision, rest, metadata.card.preprocessing
+            choice.backend, wishes, request.precision, rest, metadata.card.preprocessing, scratch
         )
+        if wishes.expect_sizes or wishes.expect_batches:
+            needs = max(scratch(profile.maximum) for profile in planned.options.profiles)
+            words = f"planned {len(planned.options.profiles)} profiles, about {needs / 1e6:.0f} MB"
+            progress(f"{words} of scratch memory", time.monotonic() - started)
     data = gate_data(metadata, request.gate_data, request.gate_images) if request.gate else None
     made = make(source, request, rest, workspace, progress, counter)
     if choice is not None:
         made = adapt(made, source.path, choice.backend, workspace)
     kinds = made.asked
-    name = source.path.name.removesuffix(".onnx")
     label = made.calibration.recipe.name if made.calibration else request.precision
-    suffix = "" if choice is None else f".{choice.backend}"
-    target = workspace / f"{name}.{label}{suffix}{'.onnx' if planned is None else '.engine'}"
-    target = wishes.save_engine or target
+    target = _target(source, label, choice.backend if choice else "", workspace, wishes)
     warnings = _warnings(request, metadata, running=planned is None)
     fit: EngineFit | None = None
     rows: tuple[Proven, ...] = ()

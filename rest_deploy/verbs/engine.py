@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,9 +13,20 @@ import msgspec
 
 from rest_deploy import __version__
 from rest_deploy.artifact import Sidecar, sha256_file, write_text
-from rest_deploy.contracts import EngineFit, Precision, Preprocessing, Proven, Rest
+from rest_deploy.contracts import (
+    SMALLEST_SIDE,
+    Dims,
+    EngineFit,
+    Precision,
+    Preprocessing,
+    Profile,
+    Proven,
+    Rest,
+)
 from rest_deploy.engine import proof, tensorrt
-from rest_deploy.engine.profiles import profiles_from
+from rest_deploy.engine.memory import scratch_estimate
+from rest_deploy.engine.planner import Scratch, plan_profiles
+from rest_deploy.engine.profiles import LARGEST_BATCH, profiles_from
 from rest_deploy.engine.tensorrt import Flavour, Options
 from rest_deploy.errors import ArtifactError, BuildError, InputError
 from rest_deploy.runtime.loading import read_sealed
@@ -33,6 +46,9 @@ class Wishes:
     min_shapes: tuple[str, ...] = ()
     opt_shapes: tuple[str, ...] = ()
     max_shapes: tuple[str, ...] = ()
+    expect_sizes: tuple[tuple[int, int], ...] = ()
+    expect_batches: str = ""
+    memory: float | None = None
     target_sm: tuple[str, ...] = ()
     workspace_limit: float | None = None
     builder_optimization_level: int | None = None
@@ -49,6 +65,8 @@ class Wishes:
             option, value = f"--{name.replace('_', '-')}", getattr(self, name)
             if name == "target_sm" and value:
                 words += [option, ",".join(value)]
+            elif name == "expect_sizes" and value:
+                words += [option, ",".join(f"{height}x{width}" for height, width in value)]
             elif isinstance(value, tuple):
                 words += [word for shape in value for word in (option, shape)]
             elif value is True:
@@ -82,9 +100,17 @@ class Proved:
 
 
 def plan(
-    backend: str, wishes: Wishes, precision: Precision, rest: Rest, card: Preprocessing
+    backend: str,
+    wishes: Wishes,
+    precision: Precision,
+    rest: Rest,
+    card: Preprocessing,
+    scratch: Scratch,
 ) -> Planned:
-    """Check the wishes against the builder. Raises `InputError`, `MissingDependencyError`."""
+    """Check the wishes against the builder. Raises `InputError`, `MissingDependencyError`.
+
+    scratch: bytes at a shape, for the planner; see `estimator`.
+    """
     if backend not in tensorrt.MODULES:
         raise InputError(
             f"{wishes.words()[0]} goes with TensorRT, not with {backend}",
@@ -107,7 +133,7 @@ def plan(
         if {precision, rest} & {"bf16", "fp8"}:  # float32 has no least GPU there
             tensorrt.check_targets(sms, precision, rest, sms)
     options = Options(
-        profiles=profiles_from(wishes.min_shapes, wishes.opt_shapes, wishes.max_shapes, card),
+        profiles=_profiles(wishes, card, scratch),
         sms=sms,
         workspace=wishes.workspace_limit,
         optimization_level=wishes.builder_optimization_level,
@@ -117,6 +143,60 @@ def plan(
         strip_weights=wishes.strip_weights,
     )
     return Planned(flavour, tensorrt.version(flavour), options, _driver(flavour))
+
+
+def _profiles(wishes: Wishes, card: Preprocessing, scratch: Scratch) -> tuple[Profile, ...]:
+    """As given, or planned for what is expected."""
+    shapes = (wishes.min_shapes, wishes.opt_shapes, wishes.max_shapes)
+    expected = wishes.expect_sizes or wishes.expect_batches or wishes.memory is not None
+    if not expected:
+        return profiles_from(*shapes, card)
+    if any(shapes):
+        raise InputError(
+            "--expect-sizes plans the profiles, --max-shapes gives them: one of the two"
+        )
+    for height, width in wishes.expect_sizes:
+        if min(height, width) < SMALLEST_SIDE:
+            raise InputError(f"--expect-sizes {height}x{width}: at least {SMALLEST_SIDE} pixels")
+    sizes = wishes.expect_sizes or ((card.crop, card.crop),)
+    memory = None if wishes.memory is None else int(wishes.memory * (1 << 30))
+    return plan_profiles(sizes, _batches(wishes.expect_batches), scratch, memory)
+
+
+def _batches(text: str) -> tuple[int, int]:
+    """ "1-32" or "8". Raises `InputError`."""
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:-([1-9]\d{0,4}))?", text or f"1-{LARGEST_BATCH}")
+    if match is None or int(match[2] or match[1]) < int(match[1]):
+        raise InputError(f"{text!r} is not a range of batch sizes like 1-32")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def estimator(source: Path, precision: Precision, rest: Rest) -> Scratch:
+    """Scratch memory at a shape, from the float model in the types the engine will have.
+
+    8-bit tensors count as what they are made from: they are short-lived.
+    """
+
+    @functools.cache
+    def graph() -> bytes:
+        import onnx_ir as ir
+
+        from rest_deploy.graph.precision import to_sixteen_bit
+        from rest_deploy.quant.level import level
+
+        model = ir.load(source)
+        level(model)
+        kind = rest if precision in ("int8", "fp8") else precision
+        if kind == "fp16" or kind == "bf16":
+            to_sixteen_bit(model, kind)
+        serialized: bytes = ir.to_proto(model).SerializeToString()
+        return serialized
+
+    @functools.cache
+    def scratch(shape: Dims) -> int:
+        return scratch_estimate(graph(), shape)
+
+    return scratch
 
 
 def cache_key(planned: Planned, graph_sha256: str, made: Made, request: Request) -> str:
