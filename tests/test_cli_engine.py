@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -191,6 +192,27 @@ def test_a_failed_build_keeps_the_engine_that_was_there(workspace: Path) -> None
     result = run("build-engine", "--int8", "--workspace", workspace, *RTX,
                  "--workspace-limit", "0.001")  # fmt: skip
     refused(result, 3, "needs more memory than it may use", f"all of it in {engine}.log")
+    assert engine.read_bytes() == before
+    assert read_sidecar(engine) is not None
+
+
+def test_a_full_disk_keeps_the_engine_that_was_there(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done("build-engine", "--int8", "--workspace", workspace, *RTX, "--no-gate")
+    engine = workspace / "rest_nano.int8.tensorrt-rtx.engine"
+    before = engine.read_bytes()
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if path.suffix == ".engine":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    result = run("build-engine", "--int8", "--workspace", workspace, *RTX, "--no-gate",
+                 "--max-shapes", "2x3x96x96")  # fmt: skip
+    refused(result, 5, "No space left on device", "free space there")
     assert engine.read_bytes() == before
     assert read_sidecar(engine) is not None
 

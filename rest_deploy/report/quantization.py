@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import textwrap
 
 from rest_deploy.contracts import Build, GateResult
 from rest_deploy.quant.dataset import Health, Size
 from rest_deploy.quant.table import CalibrationTable
 from rest_deploy.report.engine import fit_lines
+from rest_deploy.report.text import WIDTH
 from rest_deploy.report.text import table as columns
 from rest_deploy.verbs import BuildReport, CalibrationReport, LintReport, SensitivityReport
 from rest_deploy.verify.gate import describe
@@ -72,7 +74,8 @@ def _backend(report: BuildReport) -> str:
     if report.build.backend == "onnx":
         return "for any backend that takes ONNX; build-engine makes an engine for this machine"
     passed = "; ".join(f"not {name}: {reason}" for name, reason in report.passed_over)
-    return f"backend: {report.build.backend}" + (f" ({passed})" if passed else "")
+    line = f"backend: {report.build.backend}" + (f" ({passed})" if passed else "")
+    return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _health(source: str, health: Health | None, sizes: tuple[Size, ...]) -> list[str]:
