@@ -163,7 +163,9 @@ def name_no_sizes(model: ResT) -> int:
 
 
 def split_key_value(model: ResT) -> int:
-    """kv -> k and v. NVIDIA's builder plans a fused kv with per-channel INT8 in FP16."""
+    """kv -> k and v, which the recipes and the next rewrites take one by one. NVIDIA's builder was
+    seen planning a fused kv with per-channel INT8 in FP16, not in every version and graph; two
+    GEMMs of one input it merges by itself."""
     fired = 0
     for block in _blocks(model):
         if isinstance(block.attn, EfficientAttention):

@@ -150,16 +150,6 @@ def _of_attentions(attentions: list[Attention], missed: list[Attention]) -> Iter
         "attentions with an InstanceNorm have a quantized map or context product",
         "the norm amplifies the rounding: 17 % logit error on a trained model",
     )  # fmt: skip
-    fused = [
-        a for a in attentions
-        if "k" in a.layers and a.layers["k"] == a.layers.get("v") and a.layers["k"].quantized
-        and a.layers["k"].per_channel
-    ]  # fmt: skip
-    yield _finding(
-        "fused-kv", "warning", fused, attentions, lambda a: a.layers["k"].name,
-        "attentions have k and v in one quantized GEMM with a scale per channel",
-        "NVIDIA's builder plans it in FP16; two GEMMs it merges by itself, in INT8",
-    )  # fmt: skip
 
 
 def _of_layers(layers: list[WeightLayer], attentions: list[Attention]) -> Iterator[Finding]:

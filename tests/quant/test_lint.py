@@ -119,7 +119,6 @@ def test_a_foreign_graph(plain: Path, tmp_path: Path, per_channel: bool) -> None
     assert rules["map-quantized"].count == 4
     assert rules["depthwise-quantized"].count == 8
     assert {"asymmetric", "bias-quantized"} <= set(rules)
-    assert ("fused-kv" in rules) == per_channel
     assert ("per-tensor-weight" in rules) == (not per_channel)
 
 
