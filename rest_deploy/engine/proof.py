@@ -61,7 +61,9 @@ def failures(rows: Iterable[Proven]) -> list[str]:
     for row in rows:
         name, got = f"{row.block}:{row.role}", ", ".join(row.obtained) or "nothing"
         if row.role in DEPTHWISE and not EIGHT_BITS.isdisjoint(row.obtained):
-            wrong.append(f"{name} is a depthwise convolution in {got}, slower than in float")
+            wrong.append(
+                f"{name} is a depthwise convolution in {got}, padded to four times its channels"
+            )
         elif not row.obtained:
             wrong.append(f"{name} was asked for in {row.requested} and is not in NVIDIA's plan")
         elif set(row.obtained) != {row.requested}:
@@ -76,6 +78,6 @@ def enforce(rows: Iterable[Proven], what: str) -> None:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise VerificationError(
             f"{what} does not have the precision that was asked for: "
-            f"{'; '.join(wrong[:3])}{more}; nothing was written",
+            f"{'; '.join(wrong[:3])}{more}; no engine was written",
             hint="rest-deploy lint shows what the graph has missed",
         )

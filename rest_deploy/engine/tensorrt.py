@@ -269,16 +269,16 @@ def _monitor(trt: Any, step: Step) -> Any:
 
 
 KNOWN_FAILURES: tuple[tuple[str, str, str], ...] = (
-    (r"out of memory|insufficient memory|workspace|requested size|memory pool",
+    (r"out of memory|insufficient memory|within workspace limit|memory pool",
      "the builder needs more memory than it may use",
      "a larger --workspace-limit, or smaller --max-shapes"),
-    (r"FP8.*(not supported|unsupported)|fp8",
+    (r"HW-specific datatypes: \w*fp8",
      "a target GPU has no FP8 (Ada, Hopper and Blackwell have)",
      "--int8, or --target-sm 89,120"),
     (r"Turing.*FP32 GEMM is not supported",
      "TensorRT-RTX has no float32 GEMM for Turing (compute capability 75)",
      "--fp16, or --target-sm 80 and newer"),
-    (r"BF16|bfloat16",
+    (r"HW-specific datatypes: b16",
      "a target GPU has no BF16 (Ampere and newer have)",
      "--fp16, or --target-sm 80 or newer"),
     (r"Could not find any implementation for node",

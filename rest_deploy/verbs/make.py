@@ -72,7 +72,7 @@ class Made:
 
 def rest_for(request: Request, backend: str | None) -> Rest:
     """What an 8-bit graph computes in where it is not quantized: FP16 for NVIDIA's builders, whose
-    GPUs are twice as fast in it, float32 for CPUs and for a file whose target is not known.
+    GPUs have tensor cores for it, float32 for CPUs and for a file whose target is not known.
 
     Raises `InputError` for 16 bits on ONNX Runtime.
     """

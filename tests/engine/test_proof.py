@@ -63,7 +63,9 @@ def test_enforce_names_the_first() -> None:
         Proven(block=f"stage1.{n}", role="mlp", requested="fp16", obtained=("fp32",))
         for n in range(5)
     ]
-    with pytest.raises(VerificationError, match=r"stage1\.0:mlp .*and 2 more; nothing was written"):
+    with pytest.raises(
+        VerificationError, match=r"stage1\.0:mlp .*and 2 more; no engine was written"
+    ):
         proof.enforce(rows, "x.engine")
 
 

@@ -127,6 +127,27 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch, flavour: Any) -> N
         tensorrt.load(flavour)
 
 
+@pytest.mark.parametrize(
+    ("message", "meaning"),
+    [
+        ("Cannot compile for target(s) sm86, because the model contains HW-specific datatypes: "
+         "fp8_e4m3. In compileGraph", "a target GPU has no FP8"),
+        ("Cannot compile for target(s) sm75, because the model contains HW-specific datatypes: "
+         "b16. In compileGraph", "a target GPU has no BF16"),
+        ("head.weight.fp8: something nobody has seen", "NVIDIA's builder failed: head.weight.fp8"),
+    ],
+)  # fmt: skip
+def test_what_nvidias_messages_mean(message: str, meaning: str) -> None:
+    """As 1.7.1 words them; a tensor's name is no diagnosis."""
+    import tensorrt_rtx_bindings
+
+    log = tensorrt._Log(tensorrt_rtx_bindings)
+    log.lines.append(message)
+    error = tensorrt._translated([message], log)
+    assert error.message.startswith(meaning)
+    assert error.log == message
+
+
 def test_words_of_the_options() -> None:
     assert SMALL.words() == {}
     assert Options((PROFILE,), workspace=2.0, optimization_level=0, refit=True).words() == {
