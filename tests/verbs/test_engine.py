@@ -1,0 +1,68 @@
+"""When an engine is built again: each thing that decides it, changed alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rest_deploy.contracts import Profile
+from rest_deploy.engine.tensorrt import Options
+from rest_deploy.verbs import engine
+from rest_deploy.verbs.engine import Planned, cache_key
+from rest_deploy.verbs.make import Request
+
+PROFILE = Profile(minimum=(1, 3, 32, 32), optimum=(1, 3, 64, 64), maximum=(2, 3, 64, 64))
+OPTIONS = Options(profiles=(PROFILE,), sms=("89",))
+PLANNED = Planned("tensorrt-rtx", "1.7.1.116", OPTIONS, "")
+REQUEST = Request(precision="int8")
+
+
+def made(table: str = "t") -> Any:
+    return SimpleNamespace(calibration=SimpleNamespace(table_sha256=table))
+
+
+def with_options(**changes: Any) -> Planned:
+    return replace(PLANNED, options=replace(OPTIONS, **changes))
+
+
+BASE = (PLANNED, "g", made(), REQUEST)
+LARGER = Profile(minimum=(1, 3, 32, 32), optimum=(1, 3, 64, 64), maximum=(3, 3, 64, 64))
+CHANGED: dict[str, tuple[Planned, str, Any, Request]] = {
+    "graph": (PLANNED, "other", made(), REQUEST),
+    "calibration table": (PLANNED, "g", made("other"), REQUEST),
+    "precision": (PLANNED, "g", made(), replace(REQUEST, precision="fp8")),
+    "no gate": (PLANNED, "g", made(), replace(REQUEST, gate=False)),
+    "gate images": (PLANNED, "g", made(), replace(REQUEST, gate_images=64)),
+    "gate data": (PLANNED, "g", made(), replace(REQUEST, gate_data=Path("photos"))),
+    "flavour": (replace(PLANNED, flavour="tensorrt"), "g", made(), REQUEST),
+    "version": (replace(PLANNED, version="1.7.2.0"), "g", made(), REQUEST),
+    "driver": (replace(PLANNED, driver="13.0"), "g", made(), REQUEST),
+    "targets": (with_options(sms=("86", "89")), "g", made(), REQUEST),
+    "profiles": (with_options(profiles=(LARGER,)), "g", made(), REQUEST),
+    "one profile more": (with_options(profiles=(PROFILE, LARGER)), "g", made(), REQUEST),
+    "workspace": (with_options(workspace=1.0), "g", made(), REQUEST),
+    "optimization level": (with_options(optimization_level=0), "g", made(), REQUEST),
+    "refit": (with_options(refit=True), "g", made(), REQUEST),
+    "strip weights": (with_options(strip_weights=True), "g", made(), REQUEST),
+    "version compatible": (with_options(version_compatible=True), "g", made(), REQUEST),
+    "hardware": (with_options(hardware_compatibility="ampere_plus"), "g", made(), REQUEST),
+}
+
+
+def test_the_same_things_give_the_same_key() -> None:
+    assert cache_key(*BASE) == cache_key(replace(PLANNED), "g", made(), replace(REQUEST))
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_one_change_gives_another(name: str) -> None:
+    assert cache_key(*CHANGED[name]) != cache_key(*BASE)
+
+
+def test_another_version_of_this_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cache_key(*BASE)
+    monkeypatch.setattr(engine, "__version__", "9.9.9")
+    assert cache_key(*BASE) != before
