@@ -233,16 +233,23 @@ def verify(
 @click.argument("model", type=PATH)
 @click.argument("images", type=PATH, nargs=-1, required=True)
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--trust", type=PATH, metavar="EXPORT",
+              help="Run an engine without a sidecar; EXPORT is the model it was built from.")  # fmt: skip
 @threads_option
 @json_option
 def predict(
-    model: Path, images: tuple[Path, ...], top: int, threads: int | None, as_json: bool
+    model: Path,
+    images: tuple[Path, ...],
+    top: int,
+    trust: Path | None,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
-    """Classify IMAGES with MODEL. Needs no PyTorch."""
+    """Classify IMAGES with MODEL, an ONNX file or an engine. Needs no PyTorch."""
     from rest_deploy.report import text
     from rest_deploy.runtime.classifier import Classifier
 
-    classifier = Classifier.open(model, threads=threads)
+    classifier = Classifier.open(model, threads=threads, trust=trust)
     found = [
         text.ImagePredictions(image=str(image), predictions=tuple(classifier.classify(image, top)))
         for image in images

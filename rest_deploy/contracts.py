@@ -374,3 +374,6 @@ class Runner(Protocol):
         self, feeds: Mapping[str, npt.NDArray[np.generic]]
     ) -> dict[str, npt.NDArray[np.generic]]:
         """Run once. Arrays in, arrays out, by name; shapes have been checked by the caller."""
+
+    def close(self) -> None:
+        """Give back memory and devices, after the calls that run; none may follow."""

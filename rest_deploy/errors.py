@@ -79,6 +79,10 @@ class MissingDependencyError(RestDeployError):
     exit_code = 4
 
 
+class DeviceError(MissingDependencyError):
+    """The GPU or its driver refused: no memory, no such device, a kernel that failed."""
+
+
 class OutputError(RestDeployError):
     """A result could not be written. What was there before is untouched."""
 

@@ -46,8 +46,27 @@ def _rtx() -> str | None:
     return tensorrt.why_not("tensorrt-rtx")
 
 
-def _not_run() -> str | None:
-    return "its engines are built and proven here, not run in this version; ask for it by name"
+def _no_cuda_package() -> str | None:
+    if installed("cuda.bindings.runtime") or installed("pycuda.driver"):
+        return None
+    return "running its engines needs cuda-python, which is not installed: pip install cuda-python"
+
+
+def _no_rtx_gpu() -> str | None:
+    """TensorRT-RTX builds anywhere: by itself only where the engine runs."""
+    from rest_deploy.cuda_driver import Driver
+
+    known = tensorrt.known_sms("tensorrt-rtx")
+    try:
+        major, minor = Driver().gpu(0).compute_capability
+    except MissingDependencyError:
+        return "no GPU is here to run its engines; by name it builds them for elsewhere"
+    if f"{major}{minor}" not in known:
+        return (
+            f"it does not run on this GPU (compute capability {major}{minor}, it knows "
+            f"{', '.join(known)}); by name it builds for others"
+        )
+    return _no_cuda_package()
 
 
 def _no_gpu() -> str | None:
@@ -70,8 +89,8 @@ def _onnxruntime() -> str | None:
 
 
 BACKENDS: tuple[Backend, ...] = (
-    Backend("tensorrt", ALL, _tensorrt, _not_run),
-    Backend("tensorrt-rtx", ALL, _rtx, _not_run),
+    Backend("tensorrt", ALL, _tensorrt, _no_cuda_package),
+    Backend("tensorrt-rtx", ALL, _rtx, _no_rtx_gpu),
     Backend("openvino", frozenset({"fp32", "int8"}), _openvino),
     # Its CPU provider has no BF16 kernels; FP16 and FP8 run, without a gain in speed.
     Backend("onnxruntime", frozenset({"fp32", "fp16", "int8", "fp8"}), _onnxruntime),

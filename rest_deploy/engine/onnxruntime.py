@@ -77,6 +77,9 @@ class OnnxRuntimeRunner:
         names = [spec.name for spec in self.outputs]
         return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
 
+    def close(self) -> None:
+        """ONNX Runtime gives its memory back with the object."""
+
 
 def _spec(argument: onnxruntime.NodeArg) -> TensorSpec:
     return TensorSpec(

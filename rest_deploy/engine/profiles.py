@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from rest_deploy.contracts import SMALLEST_SIDE, Dims, Preprocessing, Profile
-from rest_deploy.errors import InputError
+from rest_deploy.errors import InputError, ShapeError
 
 LARGEST_BATCH = 32
 USUAL_BATCH = 8
@@ -69,13 +69,13 @@ def profiles_from(
 def profile_for(profiles: Sequence[Profile], shape: Dims) -> int:
     """Index of the profile for `shape`: of those that hold it, the one tuned closest to it.
 
-    Raises `InputError` naming the nearest profile when none does.
+    Raises `ShapeError` naming the nearest profile when none does.
     """
     holding = [index for index, profile in enumerate(profiles) if profile.holds(shape)]
     if holding:
         return min(holding, key=lambda index: _distance(profiles[index].optimum, shape))
     nearest = min(profiles, key=lambda profile: _outside(profile, shape))
-    raise InputError(
+    raise ShapeError(
         f"the engine takes no {_words(shape)}; nearest of its {len(profiles)} profiles: "
         f"{_words(nearest.minimum)} to {_words(nearest.maximum)}",
         hint=f"rest-deploy build-engine --max-shapes {_words(_union(nearest.maximum, shape))} …",

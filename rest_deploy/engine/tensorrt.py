@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -36,6 +37,12 @@ NEEDS_GPU = {
     "hardware_compatibility": "TensorRT-RTX has no such levels: name the GPUs with --target-sm",
 }
 """Options that TensorRT-RTX does not take, or not on a machine without a GPU."""
+
+NO_REFIT = (
+    "8-bit scales belong to the weights they were calibrated with, and TensorRT builds them into "
+    "its kernels"
+)
+"""Why an INT8 or FP8 engine is not refitted."""
 
 LEAST_SM: dict[Precision, tuple[int, str]] = {
     "fp32": (80, "TensorRT-RTX has no float32 GEMM for Turing; FP16 runs there"),
@@ -167,7 +174,7 @@ def build(flavour: Flavour, graph: bytes, options: Options, step: Step) -> Built
     module is not here, and whatever `step` raises, after the builder has stopped.
     """
     trt = load(flavour)
-    log = _Log(trt)
+    log = Log(trt)
     started = time.monotonic()
     builder = trt.Builder(log.logger)
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -221,12 +228,15 @@ def _configure(trt: Any, config: Any, options: Options) -> None:
             config.set_flag(getattr(trt.BuilderFlag, name))
 
 
-class _Log:
-    """Collects the builder's messages: all of them for the proof, the errors for the user."""
+class Log:
+    """Collects TensorRT's messages: all of them for the proof, the errors for the user.
 
-    def __init__(self, trt: Any) -> None:
-        self.lines: list[str] = []
-        self.errors: list[str] = []
+    keep: how many, the latest; None: all. Called from any thread: only appends.
+    """
+
+    def __init__(self, trt: Any, keep: int | None = None) -> None:
+        self.lines: deque[str] = deque(maxlen=keep)
+        self.errors: deque[str] = deque(maxlen=keep)
         outer = self
 
         class Logger(trt.ILogger):  # type: ignore[misc]  # an untyped base
@@ -239,6 +249,11 @@ class _Log:
                     outer.errors.append(message)
 
         self.logger = Logger()
+
+    def last(self) -> str:
+        """The latest errors in one line."""
+        text = " ".join(" ".join(list(self.errors)[-3:]).split())
+        return text[:400] or "it does not say why"
 
 
 def _monitor(trt: Any, step: Step) -> Any:
@@ -297,8 +312,8 @@ KNOWN_FAILURES: tuple[tuple[str, str, str], ...] = (
 """(in NVIDIA's message, what it means, what to do), most telling first."""
 
 
-def _translated(messages: Sequence[str], log: _Log) -> BuildError:
-    text = " ".join(" ".join([*messages, *log.errors[-3:]]).split())
+def _translated(messages: Iterable[str], log: Log) -> BuildError:
+    text = " ".join(" ".join([*messages, *list(log.errors)[-3:]]).split())
     whole = "\n".join(log.lines)
     for pattern, meaning, mend in KNOWN_FAILURES:
         if re.search(pattern, text, re.IGNORECASE):
@@ -308,6 +323,6 @@ def _translated(messages: Sequence[str], log: _Log) -> BuildError:
     return BuildError(f"NVIDIA's builder failed: {text[:400] or 'without a message'}", log=whole)
 
 
-def _largest(pattern: str, lines: Sequence[str]) -> int:
+def _largest(pattern: str, lines: Iterable[str]) -> int:
     found = (re.search(pattern, line) for line in lines)
     return max((int(match[1]) for match in found if match), default=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rest_deploy.contracts import EngineFit
 from rest_deploy.engine.profiles import describe as describe_profile
-from rest_deploy.verbs import EnginePlan
+from rest_deploy.verbs import EnginePlan, RefitReport
 
 
 def fit_lines(fit: EngineFit) -> list[str]:
@@ -37,3 +37,16 @@ def engine_plan(plan: EnginePlan) -> str:
             )
         ),
     ])  # fmt: skip
+
+
+def refitted(report: RefitReport) -> str:
+    build, weights = report.build, report.metadata.weights
+    lines = [
+        f"{report.path}: {build.precision} for {build.backend}, {report.size_bytes / 1e6:.1f} MB, "
+        f"{report.seconds:.1f} s",
+        f"weights: {report.state_before[:12]} -> {report.state_after[:12]} ({weights.path})",
+    ]
+    if build.gate is not None:
+        checks = "; ".join(f"{check.name} {check.value:.3g}" for check in build.gate.checks)
+        lines.append(f"gate: passed on {build.gate.source} (of {build.gated}): {checks}")
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in report.warnings)])

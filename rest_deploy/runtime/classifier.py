@@ -17,6 +17,8 @@ from rest_deploy.runtime.session import Session
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from rest_deploy.runtime.tensorrt import GpuOptions
+
 
 class Prediction(Struct, frozen=True):
     """One class for one image; `probability` is the softmax of the logits."""
@@ -38,9 +40,16 @@ class Classifier:
         self.session = session
 
     @classmethod
-    def open(cls, path: str | Path, *, threads: int | None = None) -> Classifier:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        gpu: GpuOptions | None = None,
+        trust: str | Path | None = None,
+    ) -> Classifier:
         """See `Session.open`."""
-        return cls(Session.open(path, threads=threads))
+        return cls(Session.open(path, threads=threads, gpu=gpu, trust=trust))
 
     def classify(
         self, image: str | Path | bytes | Image | npt.NDArray[np.uint8], top: int = 5

@@ -17,6 +17,7 @@ import msgspec
 from rest_deploy.artifact import SIDECAR_SUFFIX, Sidecar, seal_of, sidecar_path, to_json
 from rest_deploy.contracts import EngineFit
 from rest_deploy.cuda_driver import Driver
+from rest_deploy.engine.tensorrt import Flavour
 from rest_deploy.errors import ArtifactError, MissingDependencyError
 
 
@@ -30,8 +31,15 @@ class Here:
     cuda: tuple[int, int]
 
 
-def examine() -> Here:
-    """Installed builders and the first GPU; nothing is loaded of either but its version."""
+RTX_MAGIC = b"vtrt"
+"""First bytes of a TensorRT-RTX engine, as 1.7.1 writes them; TensorRT's begin otherwise."""
+
+
+def examine(ordinal: int = 0) -> Here:
+    """Installed flavours and the GPU of that number; nothing is loaded of either but its version.
+
+    Raises `MissingDependencyError` for a number that none has.
+    """
     from rest_deploy.engine import tensorrt
 
     versions: dict[str, str] = {
@@ -41,9 +49,15 @@ def examine() -> Here:
     }
     try:
         driver = Driver()
-        gpu = driver.gpu(0)
+        count = driver.count()
     except MissingDependencyError:
         return Here(versions, "", (0, 0))
+    if ordinal >= count:
+        raise MissingDependencyError(
+            f"there is no GPU {ordinal}: {count} of them, counted from 0",
+            hint="rest-deploy doctor lists them",
+        )
+    gpu = driver.gpu(ordinal)
     return Here(versions, "".join(map(str, gpu.compute_capability)), driver.cuda_version())
 
 
@@ -62,7 +76,8 @@ def check_engine(path: Path, here: Here) -> tuple[bytes, Sidecar]:
         raise ArtifactError(
             f"{path} has no sidecar {path.name}{SIDECAR_SUFFIX}: nothing says what it is or who "
             "built it, and loading an engine runs its code",
-            hint="build it here: rest-deploy build-engine",
+            hint="build it here: rest-deploy build-engine; or, if you built it yourself, "
+            "--trust MODEL with the export it was made from",
         )
     actual = hashlib.sha256(engine).hexdigest()
     if actual != sidecar.sha256:
@@ -74,8 +89,34 @@ def check_engine(path: Path, here: Here) -> tuple[bytes, Sidecar]:
     fit = sidecar.build.fit if sidecar.build else None
     if sidecar.kind != "engine" or fit is None:
         raise ArtifactError(f"the sidecar of {path} describes no engine", hint=sidecar.command)
-    _check_fit(path, fit, here, sidecar.command)
+    check_fit(path, fit, here, sidecar.command)
     return engine, sidecar
+
+
+def flavour_of(sidecar: Sidecar) -> Flavour:
+    """Of an engine that `check_engine` let pass."""
+    assert sidecar.build is not None
+    assert sidecar.build.fit is not None
+    return sidecar.build.fit.flavour
+
+
+def check_unknown(path: Path, here: Here) -> tuple[bytes, Flavour]:
+    """An engine that the user vouches for: its bytes, and the flavour that its first ones tell.
+
+    Raises `ArtifactError`, and `MissingDependencyError` for what this machine lacks.
+    """
+    try:
+        engine = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read the engine {path}: {error.strerror}") from error
+    flavour: Flavour = "tensorrt-rtx" if engine.startswith(RTX_MAGIC) else "tensorrt"
+    if flavour not in here.versions:
+        raise MissingDependencyError(
+            f"{path} looks like a {flavour} engine, and {flavour} is not installed",
+            hint=f"pip install 'rest-deploy[{flavour}]'",
+        )
+    _check_gpu(path, here)
+    return engine, flavour
 
 
 def read_sealed(path: Path) -> Sidecar | None:
@@ -101,7 +142,11 @@ def read_sealed(path: Path) -> Sidecar | None:
     return sidecar
 
 
-def _check_fit(path: Path, fit: EngineFit, here: Here, command: str) -> None:
+def check_fit(path: Path, fit: EngineFit, here: Here, command: str) -> None:
+    """Raise `ArtifactError` or `MissingDependencyError` unless such an engine runs here.
+
+    command: the one that built it.
+    """
     version = here.versions.get(fit.flavour)
     if version is None:
         raise MissingDependencyError(
@@ -114,11 +159,7 @@ def _check_fit(path: Path, fit: EngineFit, here: Here, command: str) -> None:
             "version that built them",
             hint=command,
         )
-    if not here.sm:
-        raise MissingDependencyError(
-            f"{path} runs on an NVIDIA GPU, and none is here",
-            hint="rest-deploy doctor shows what is missing; --backend onnxruntime runs on a CPU",
-        )
+    _check_gpu(path, here)
     if fit.sms and here.sm not in fit.sms:
         again = shlex.split(command)
         if "--target-sm" in again:
@@ -138,3 +179,11 @@ def _check_fit(path: Path, fit: EngineFit, here: Here, command: str) -> None:
                 f"CUDA {here.cuda[0]}.{here.cuda[1]}",
                 hint=f"update the driver, or {command}",
             )
+
+
+def _check_gpu(path: Path, here: Here) -> None:
+    if not here.sm:
+        raise MissingDependencyError(
+            f"{path} runs on an NVIDIA GPU, and none is here",
+            hint="rest-deploy doctor shows what is missing; --backend onnxruntime runs on a CPU",
+        )

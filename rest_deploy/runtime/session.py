@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +12,10 @@ import numpy.typing as npt
 from rest_deploy.artifact import Sidecar, parse_metadata, read_sidecar
 from rest_deploy.contracts import SMALLEST_SIDE, ModelMetadata, Runner
 from rest_deploy.engine.onnxruntime import OnnxRuntimeRunner
-from rest_deploy.errors import ArtifactError, MissingDependencyError, ShapeError
+from rest_deploy.errors import ArtifactError, InputError, ShapeError
+
+if TYPE_CHECKING:
+    from rest_deploy.runtime.tensorrt import GpuOptions
 
 Float32 = npt.NDArray[np.float32]
 
@@ -38,41 +43,85 @@ class Session:
         *,
         provider: str = "cpu",
         threads: int | None = None,
+        gpu: GpuOptions | None = None,
+        trust: str | Path | None = None,
         metadata: ModelMetadata | None = None,
     ) -> Session:
         """Load a model file written by rest-deploy; its sidecar, if there, must match its bytes.
 
-        provider: "cpu" or "cuda". threads: per operator, None for all cores. metadata: instead of
-        the file's own.
-        Raises `ArtifactError` (missing, damaged, foreign), `MissingDependencyError`.
+        provider and threads: for .onnx; "cpu" or "cuda", and per operator, None for all cores.
+        gpu and trust: for .engine; `trust` names the export that an engine without a sidecar was
+        built from, and loads it although nothing says who built it: an engine is executable code.
+        metadata: instead of the file's own.
+        Raises `ArtifactError` (missing, damaged, foreign), `MissingDependencyError`, `DeviceError`.
         """
         path = Path(path)
         if not path.is_file():
             raise ArtifactError(f"no such model: {path}", hint="rest-deploy export --variant lite")
         if path.suffix == ".engine":
-            from rest_deploy.runtime.loading import check_engine, examine
-
-            check_engine(path, examine())
-            raise MissingDependencyError(
-                f"{path} fits this machine, but running TensorRT engines is not in this version",
-                hint="trtexec --loadEngine runs it; --backend onnxruntime builds one for here",
-            )
+            return cls._open_engine(path, gpu, None if trust is None else Path(trust))
         if path.suffix != ".onnx":
-            raise ArtifactError(f"{path} has the suffix {path.suffix!r}; expected a .onnx model")
+            raise ArtifactError(
+                f"{path} has the suffix {path.suffix!r}; expected a .onnx model or a .engine"
+            )
+        if trust is not None:
+            raise InputError(f"{path} is no engine: an ONNX model runs no code, nothing to trust")
         sidecar = read_sidecar(path)
         runner = OnnxRuntimeRunner(path, provider=provider, threads=threads)
         described = metadata or parse_metadata(runner.metadata_json, path)
         return cls(runner, described, path, sidecar)
 
+    @classmethod
+    def _open_engine(cls, path: Path, gpu: GpuOptions | None, trust: Path | None) -> Session:
+        from rest_deploy.runtime import loading
+        from rest_deploy.runtime.tensorrt import GpuOptions, open_engine
+
+        options = gpu or GpuOptions()
+        here = loading.examine(options.ordinal)
+        if trust is not None and loading.read_sealed(path) is None:
+            content, flavour = loading.check_unknown(path, here)
+            metadata, sidecar = _metadata_of(trust), None
+        else:
+            content, sidecar = loading.check_engine(path, here)
+            metadata, flavour = sidecar.metadata, loading.flavour_of(sidecar)
+        runner = open_engine(content, flavour, options, path, here.sm)
+        return cls(runner, metadata, path, sidecar)
+
     def run(self, images: Float32) -> Float32:
         """images: (N, 3, H, W) float32, normalized, H and W >= 32 -> logits (N, num_classes).
 
-        Raises `ShapeError`.
+        Raises `ShapeError`, `DeviceError`.
         """
         check_images(images)
         feed = np.ascontiguousarray(images, dtype=self.runner.inputs[0].dtype)
-        outputs = self.runner.infer({self.metadata.input_name: feed})
-        return outputs[self.metadata.output_name].astype(np.float32, copy=False)
+        outputs = self.runner.infer({self.runner.inputs[0].name: feed})
+        return outputs[self.runner.outputs[0].name].astype(np.float32, copy=False)
+
+    def close(self) -> None:
+        """Give back what the engine holds, after the calls that run; no call may follow."""
+        self.runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _metadata_of(export: Path) -> ModelMetadata:
+    """Labels and preprocessing of the model that an engine was built from."""
+    sidecar = read_sidecar(export)
+    if sidecar is None:
+        raise ArtifactError(
+            f"{export} has no sidecar; expected the export that the engine was built from",
+            hint="rest-deploy export",
+        )
+    return sidecar.metadata
 
 
 def check_images(images: Float32) -> None:

@@ -14,6 +14,7 @@ from rest_deploy.verbs.inspect import Inspection, inspect
 from rest_deploy.verbs.lint import LintReport, lint
 from rest_deploy.verbs.make import Request
 from rest_deploy.verbs.progress import Counter, Progress, silent, uncounted
+from rest_deploy.verbs.refit import RefitReport, refit
 from rest_deploy.verbs.sensitivity import SensitivityReport, sensitivity
 from rest_deploy.verbs.variants import VariantRow, VariantTable, variants
 from rest_deploy.verbs.verify import open_session, verify
@@ -28,6 +29,7 @@ __all__ = [
     "Inspection",
     "LintReport",
     "Progress",
+    "RefitReport",
     "Request",
     "SensitivityReport",
     "VariantRow",
@@ -42,6 +44,7 @@ __all__ = [
     "open_session",
     "plan_engine",
     "quantize",
+    "refit",
     "sensitivity",
     "silent",
     "uncounted",

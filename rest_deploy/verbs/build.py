@@ -7,14 +7,10 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import msgspec
-import numpy as np
-
 from rest_deploy.artifact import Sidecar, publish, sealed, sha256_file, staging
 from rest_deploy.contracts import (
     Build,
     EngineFit,
-    GateResult,
     ModelMetadata,
     Precision,
     Profile,
@@ -28,11 +24,14 @@ from rest_deploy.quant.recipe import load_recipe
 from rest_deploy.runtime.session import Session
 from rest_deploy.verbs import engine
 from rest_deploy.verbs.calibrate import CalibrationReport
-from rest_deploy.verbs.gate import GateData, gate_data, reference_logits
+from rest_deploy.verbs.gate import gate_data
+from rest_deploy.verbs.judge import Judge
 from rest_deploy.verbs.make import Kinds, Made, Request, adapt, make, obtained, rest_for
 from rest_deploy.verbs.progress import Counter, Progress, silent, step, uncounted
 from rest_deploy.verbs.verify import open_export
 from rest_deploy.verify import gate
+
+NOT_RUN = "the gate looked at the graph; the engine itself was not run here"
 
 GRAPH_ONLY = "onnx"
 """In a sidecar: no backend was built for; the file is for all of them."""
@@ -192,7 +191,7 @@ def _build(
     kinds = made.asked
     label = made.calibration.recipe.name if made.calibration else request.precision
     target = _target(source, label, choice.backend if choice else "", workspace, wishes)
-    warnings = _warnings(request, metadata, running=planned is None)
+    warnings = _warnings(request, metadata)
     fit: EngineFit | None = None
     rows: tuple[Proven, ...] = ()
     with staging(target.parent) as folder:
@@ -207,13 +206,14 @@ def _build(
         elif choice is not None:
             kinds = obtained(staged)
             warnings += _shortfall(made, kinds, request, choice.backend)
-        result = None
+        result, gated, judge = None, "", None
         if data is not None:
             if made.proof is not made.model:
                 ir.save(made.proof, proof)
             with step(progress, f"compared with the reference on {len(data.images)} images"):
                 used = proof if made.proof is not made.model else staged
-                result = _judge(source, staged, used, made, data, request)
+                judge = Judge.of(source, data, request, made, staged, used)
+                result, gated = judge.graph(staged, used), _gated(made, planned is not None)
             gate.enforce(result, target.name)
         if planned is not None:
             proved = engine.build(planned, staged, made, request, target, key, counter)
@@ -221,6 +221,14 @@ def _build(
             fit, rows, kinds = proved.fit, proved.rows, proved.kinds
             staged = folder / target.name
             staged.write_bytes(proved.engine)
+            if judge is not None:
+                with step(progress, "compared the engine itself with the reference"):
+                    ran = engine.judged(proved, staged, source.metadata, judge)
+                if isinstance(ran, str):
+                    warnings.append(f"{NOT_RUN}: {ran}")
+                else:
+                    result, gated = ran, engine.ITSELF
+                    gate.enforce(result, target.name)
         built = Build(
             precision=request.precision,
             backend=GRAPH_ONLY if choice is None else choice.backend,
@@ -232,7 +240,7 @@ def _build(
             recipe=made.calibration.recipe.name if made.calibration else "",
             table_sha256=made.calibration.table_sha256 if made.calibration else "",
             gate=result,
-            gated=_gated(made, planned is not None) if result else "",
+            gated=gated,
             fit=fit,
             proof=rows,
         )
@@ -254,13 +262,10 @@ def _build(
     return _report(target, sidecar, built, source, made, choice, started, warnings)
 
 
-def _warnings(request: Request, metadata: ModelMetadata, *, running: bool) -> list[str]:
-    """running: the gate runs what is published, not the graph it is built from."""
+def _warnings(request: Request, metadata: ModelMetadata) -> list[str]:
     if not request.gate:
         return ["built without the accuracy gate (--no-gate); the sidecar says so"]
     warnings = []
-    if not running:
-        warnings.append("the gate looked at the graph; the engine itself was not run here")
     if metadata.weights.kind == "fresh":
         warnings.append("fresh weights: the gate holds errors only, classes mean nothing")
     return warnings
@@ -298,41 +303,6 @@ def _report(
         seconds=time.monotonic() - started,
         warnings=tuple(warnings),
         cached=cached,
-    )
-
-
-def _judge(
-    source: Session,
-    staged: Path,
-    proof: Path,
-    made: Made,
-    data: GateData,
-    request: Request,
-) -> GateResult:
-    metadata = source.metadata
-    expected, name = reference_logits(source, data.images, request.checkpoint)
-    session = Session.open(proof, metadata=metadata) if proof != staged else Session.open(staged)
-    actual = gate.logits(session.run, data.images)
-    if request.precision == "fp32":
-        # No precision is given up: the bounds of an export.
-        parity = metadata.card.parity
-        bounds = msgspec.structs.replace(
-            metadata.card.gate.fp16,
-            relative_error=parity.relative_error,
-            relative_error_fresh=parity.relative_error_fresh,
-        )
-    else:
-        bounds = metadata.card.gate.of(request.precision)
-    return gate.judge(
-        np.asarray(expected),
-        actual,
-        bounds,
-        fresh=metadata.weights.kind == "fresh",
-        ranges=gate.range_use(proof, data.images[: gate.RANGE_IMAGES]),
-        weights=None if made.original is None else gate.weight_errors(staged, made.original),
-        labels=data.labels,
-        reference_name=name,
-        source=data.source,
     )
 
 

@@ -17,6 +17,8 @@ from rest_deploy.contracts import (
     SMALLEST_SIDE,
     Dims,
     EngineFit,
+    GateResult,
+    ModelMetadata,
     Precision,
     Preprocessing,
     Profile,
@@ -28,8 +30,19 @@ from rest_deploy.engine.memory import scratch_estimate
 from rest_deploy.engine.planner import Scratch, plan_profiles
 from rest_deploy.engine.profiles import LARGEST_BATCH, profiles_from
 from rest_deploy.engine.tensorrt import Flavour, Options
-from rest_deploy.errors import ArtifactError, BuildError, InputError
-from rest_deploy.runtime.loading import read_sealed
+from rest_deploy.errors import (
+    ArtifactError,
+    BuildError,
+    InputError,
+    MissingDependencyError,
+    RestDeployError,
+    ShapeError,
+)
+from rest_deploy.runtime import loading
+from rest_deploy.runtime.cuda import open_cuda
+from rest_deploy.runtime.session import Session
+from rest_deploy.runtime.tensorrt import GpuOptions, TensorRtRunner
+from rest_deploy.verbs.judge import Judge
 from rest_deploy.verbs.make import Kinds, Made, Request
 from rest_deploy.verbs.progress import Counter
 
@@ -118,12 +131,14 @@ def plan(
         )
     flavour = backend
     known = tensorrt.known_sms(flavour)
-    sms = wishes.target_sm or (tensorrt.PORTABLE_SMS if known else ())
+    sms = wishes.target_sm or (_default_sms(known) if known else ())
     if sms and not known:
         raise InputError(f"--target-sm goes with tensorrt-rtx; {flavour} builds for the GPU here")
     if not wishes.target_sm:  # of the default ones, those that have the precision
         sms = tensorrt.able(sms, precision, rest)
     tensorrt.check_targets(sms, precision, rest, known)
+    if (wishes.refit or wishes.strip_weights) and precision in ("int8", "fp8"):
+        raise InputError(f"--refit does not go with --{precision}: {tensorrt.NO_REFIT}")
     if flavour == "tensorrt-rtx":
         for name, why in tensorrt.NEEDS_GPU.items():
             if getattr(wishes, name):
@@ -223,7 +238,7 @@ def cached(target: Path, key: str) -> Sidecar | None:
     if not target.is_file():
         return None
     try:
-        sidecar = read_sealed(target)
+        sidecar = loading.read_sealed(target)
     except ArtifactError:
         return None  # damaged or edited: built anew
     if sidecar is None or sidecar.build is None or sidecar.build.fit is None:
@@ -270,6 +285,30 @@ def build(
     return Proved(built.engine, fit, rows, _kinds(rows))
 
 
+ITSELF = "the engine itself, on the GPU here"
+"""What the gate looked at."""
+
+
+def judged(proved: Proved, staged: Path, metadata: ModelMetadata, judge: Judge) -> GateResult | str:
+    """The gate's word on the engine itself, or why it cannot be run on this machine.
+
+    Raises `DeviceError` when it could and the GPU refuses.
+    """
+    try:
+        here = loading.examine()
+        loading.check_fit(staged, proved.fit, here, "")
+        cuda = open_cuda()
+    except RestDeployError as error:
+        return error.message.replace(str(staged), "it")
+    options = GpuOptions(graphs=0)  # every batch once: nothing to capture for
+    runner = TensorRtRunner(proved.engine, proved.fit.flavour, cuda, options)
+    with Session(runner, metadata, staged, None) as session:
+        try:
+            return judge.engine(session, proved.fit.profiles)
+        except ShapeError as error:
+            return error.message
+
+
 def _asked(made: Made, precision: Precision) -> dict[Place, str]:
     from rest_deploy.graph.roles import place
 
@@ -293,6 +332,17 @@ def _kinds(rows: tuple[Proven, ...]) -> Kinds:
         for kind in row.obtained:
             counts[kind] = counts.get(kind, 0) + 1
     return kinds
+
+
+def _default_sms(known: tuple[str, ...]) -> tuple[str, ...]:
+    """The portable ones, or the GPU here where they do not cover it: Turing among them, for one,
+    would cost the others two to three times their scratch memory."""
+    try:
+        here = _compute_capability()
+    except MissingDependencyError:
+        return tensorrt.PORTABLE_SMS
+    covered = here in tensorrt.PORTABLE_SMS or here not in known
+    return tensorrt.PORTABLE_SMS if covered else (here,)
 
 
 def _compute_capability() -> str:

@@ -11,7 +11,7 @@ import msgspec
 
 from rest_deploy.artifact import Parity, Sidecar, data_sha256, publish, sha256_file, staging
 from rest_deploy.cards import load_card, read_labels
-from rest_deploy.contracts import InstanceNormForm, ModelMetadata, Struct
+from rest_deploy.contracts import InstanceNormForm, ModelCard, ModelMetadata, Struct
 from rest_deploy.errors import CheckpointError, VerificationError, require
 from rest_deploy.verbs.progress import Progress, silent, step
 from rest_deploy.verify.parity import Case, CaseResult, bound, compare, synthetic_images
@@ -46,7 +46,7 @@ class ExportReport(Struct, frozen=True):
 
 
 def export(
-    variant: str,
+    variant: str | ModelCard,
     *,
     output_dir: Path,
     checkpoint: Path | None = None,
@@ -58,7 +58,7 @@ def export(
     seed: int = 0,
     progress: Progress = silent,
 ) -> ExportReport:
-    """Checkpoint -> checked ONNX file and sidecar in `output_dir`.
+    """Checkpoint -> checked ONNX file and sidecar in `output_dir`. variant: a name or a card.
 
     The file gets its name after onnx.checker, loading in ONNX Runtime and parity with the float64
     reference at several sizes; until then, and on any error, what was there stays.
@@ -70,7 +70,8 @@ def export(
     for module in ("torch", "onnx", "onnxscript", "safetensors"):
         require(module, "export")
     require("onnxruntime", "onnxruntime")
-    card = load_card(variant)
+    card = variant if isinstance(variant, ModelCard) else load_card(variant)
+    named = variant if isinstance(variant, str) else card.variant
     with step(progress, "imported PyTorch"):
         from rest_deploy.graph import export as graph_export
         from rest_deploy.model.checkpoint import load_model, read_checkpoint
@@ -122,7 +123,13 @@ def export(
             ),
             passes={**rewrites, **passes},
             data_sha256=data_sha256(staged),
-            command=_command(variant, checkpoint, instance_norm, used_opset, num_classes),
+            command=_command(
+                variant if isinstance(variant, str) else card.variant,
+                checkpoint,
+                instance_norm,
+                used_opset,
+                num_classes,
+            ),
         )
         publish(staged, target, sidecar)
     return ExportReport(

@@ -141,7 +141,7 @@ def test_what_nvidias_messages_mean(message: str, meaning: str) -> None:
     """As 1.7.1 words them; a tensor's name is no diagnosis."""
     import tensorrt_rtx_bindings
 
-    log = tensorrt._Log(tensorrt_rtx_bindings)
+    log = tensorrt.Log(tensorrt_rtx_bindings)
     log.lines.append(message)
     error = tensorrt._translated([message], log)
     assert error.message.startswith(meaning)

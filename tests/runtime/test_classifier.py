@@ -64,11 +64,14 @@ class NanRunner:
 
     backend = "broken"
     inputs = (TensorSpec("image", "float32", ("batch", 3, "height", "width")),)
-    outputs = ()
+    outputs = (TensorSpec("logits", "float32", ("batch", 1000)),)
 
     def infer(self, feeds: object) -> dict[str, npt.NDArray[np.generic]]:
         assert feeds
         return {"logits": np.full((1, 1000), np.nan, np.float32)}
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
 
 def test_nan_is_an_error(classifier: Classifier, pixels: npt.NDArray[np.uint8]) -> None:

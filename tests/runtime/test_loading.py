@@ -20,8 +20,9 @@ from rest_deploy.artifact import (
     to_json,
 )
 from rest_deploy.contracts import Build, EngineFit, Profile
-from rest_deploy.errors import ArtifactError, MissingDependencyError, RestDeployError
+from rest_deploy.errors import ArtifactError, InputError, MissingDependencyError, RestDeployError
 from rest_deploy.runtime import loading
+from rest_deploy.runtime import tensorrt as runtime
 from rest_deploy.runtime.loading import Here, check_engine
 from rest_deploy.runtime.session import Session
 
@@ -163,9 +164,63 @@ def test_version_compatible_engines_run_on_others(exported_nano: Path, tmp_path:
 
 
 def test_session(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "examine", lambda: HERE)
-    with pytest.raises(MissingDependencyError, match="running TensorRT engines is not in this"):
-        Session.open(engine)
+    """Everything is checked before a GPU is touched."""
+    monkeypatch.setattr(loading, "examine", lambda _: HERE)
+    touched: list[str] = []
+    monkeypatch.setattr(runtime, "open_cuda", lambda *_: touched.append("gpu"))
+    monkeypatch.setattr(runtime, "TensorRtRunner", lambda *_: None)
+    assert Session.open(engine).sidecar is not None
+    assert touched == ["gpu"]
     engine.write_bytes(b"x")
     with pytest.raises(ArtifactError, match="damaged or replaced"):
         Session.open(engine)
+    assert touched == ["gpu"]
+
+
+def test_an_unknown_engine_needs_trust(
+    engine: Path, exported_nano: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "examine", lambda _: HERE)
+    monkeypatch.setattr(runtime, "open_cuda", lambda *_: None)
+    seen: list[Any] = []
+    monkeypatch.setattr(runtime, "TensorRtRunner", lambda *given: seen.append(given[:2]))
+    sidecar_path(engine).unlink()
+    engine.write_bytes(b"vtrt of somebody")
+    with pytest.raises(ArtifactError, match="nothing says what it is") as caught:
+        Session.open(engine)
+    assert "--trust MODEL" in (caught.value.hint or "")
+    session = Session.open(engine, trust=exported_nano)
+    assert (session.sidecar, session.metadata.variant) == (None, "nano")
+    assert seen == [(engine.read_bytes(), "tensorrt-rtx")]
+    engine.write_bytes(b"ptrt")
+    with pytest.raises(MissingDependencyError, match="looks like a tensorrt engine"):
+        Session.open(engine, trust=exported_nano)
+    engine.write_bytes(b"vtrt")
+    monkeypatch.setattr(loading, "examine", lambda _: Here(HERE.versions, "", (0, 0)))
+    with pytest.raises(MissingDependencyError, match="runs on an NVIDIA GPU, and none is here"):
+        Session.open(engine, trust=exported_nano)
+
+
+def test_trust_does_not_cover_damage(
+    engine: Path, exported_nano: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sidecar says what the engine must be; vouching is for engines without one."""
+    monkeypatch.setattr(loading, "examine", lambda _: HERE)
+    engine.write_bytes(b"vtrt")
+    with pytest.raises(ArtifactError, match="damaged or replaced"):
+        Session.open(engine, trust=exported_nano)
+
+
+def test_trust_is_for_engines(exported_nano: Path) -> None:
+    with pytest.raises(InputError, match="is no engine"):
+        Session.open(exported_nano, trust=exported_nano)
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OneGpu:
+        def count(self) -> int:
+            return 1
+
+    monkeypatch.setattr(loading, "Driver", OneGpu)
+    with pytest.raises(MissingDependencyError, match="there is no GPU 1: 1 of them"):
+        loading.examine(1)

@@ -1,0 +1,253 @@
+"""One lane of execution: a stream, its buffers, and the TensorRT contexts that run on it.
+
+A lane is used by one thread at a time. All of its contexts work in the same scratch memory, which
+is safe because one stream orders them. CUDA graphs fix the shape, the addresses and the context
+they were captured from, so each captured shape has a context of its own, as NVIDIA advises.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rest_deploy.contracts import Dims
+from rest_deploy.errors import DeviceError, ShapeError
+from rest_deploy.runtime.cuda import ALIGNMENT, Cuda, DeviceBuffer, PinnedBuffer, released
+
+Array = npt.NDArray[np.generic]
+
+log = logging.getLogger(__name__)
+
+HALVE_AFTER = 4096
+"""Runs after which the counts of shapes are halved: what was frequent once must not stay so."""
+
+
+class Engine(Protocol):
+    """What lanes share: the deserialized engine."""
+
+    cuda: Cuda
+    input_name: str
+    output_name: str
+    input_dtype: str
+    output_dtype: str
+    own_graphs: bool
+    """Whether TensorRT is left to capture graphs by itself, as TensorRT-RTX does."""
+
+    def create_context(self) -> Any:
+        """An IExecutionContext that takes its scratch memory from the caller."""
+
+    def scratch_bytes(self, profile: int) -> int: ...
+
+    def output_size(self, batch: int) -> int:
+        """Bytes of the output for so many images."""
+
+    def refused(self, what: str) -> DeviceError:
+        """The error for a call that TensorRT answered with False, with its own words."""
+
+
+@dataclass
+class Captured:
+    """A graph, and what it was captured from; both live as long as it is launched."""
+
+    graph: int
+    context: Any
+
+
+class Lane:
+    """See the module. `graphs`: most CUDA graphs to keep; 0: none."""
+
+    def __init__(self, engine: Engine, graphs: int) -> None:
+        self._engine = engine
+        self._cuda = engine.cuda
+        self._most = 0 if engine.own_graphs else graphs
+        self._stream = self._cuda.create_stream()
+        self._input, self._output = DeviceBuffer(self._cuda), DeviceBuffer(self._cuda)
+        self._scratch = DeviceBuffer(self._cuda)
+        self._host_in, self._host_out = PinnedBuffer(self._cuda), PinnedBuffer(self._cuda)
+        self._contexts: dict[int, Any] = {}
+        self._captured: OrderedDict[Dims, Captured] = OrderedDict()
+        self._seen: Counter[Dims] = Counter()
+        self._runs = 0
+        self.uncapturable: dict[Dims, str] = {}
+        """Shapes whose graph could not be captured, and why; they run without one."""
+
+    @property
+    def captured(self) -> tuple[Dims, ...]:
+        """Shapes that run as a CUDA graph."""
+        return tuple(self._captured)
+
+    @property
+    def device_bytes(self) -> int:
+        """Device memory this lane holds."""
+        return self._input.size + self._output.size + self._scratch.size
+
+    def run(self, profile: int, images: Array) -> Array:
+        """images: (N, 3, H, W) of the engine's input type, on the host -> the output, likewise.
+
+        Raises `DeviceError`; the lane is not to be used again then.
+        """
+        shape: Dims = images.shape
+        out_bytes = self._engine.output_size(shape[0])
+        self._reserve(profile, images.nbytes, out_bytes)
+        captured = self._captured.get(shape)
+        context = captured.context if captured else self._context(profile)
+        if captured is None:
+            self._bind(context, profile, shape, self._input.pointer, self._output.pointer)
+        out_shape = tuple(context.get_tensor_shape(self._engine.output_name))
+        np.copyto(self._host_in.array(shape, self._engine.input_dtype), images)
+        cuda, stream = self._cuda, self._stream
+        cuda.copy_in(self._input.pointer, self._host_in.pointer, images.nbytes, stream)
+        if captured is None:
+            self._enqueue(context)
+        else:
+            cuda.launch(captured.graph, stream)
+            self._captured.move_to_end(shape)
+        cuda.copy_out(self._host_out.pointer, self._output.pointer, out_bytes, stream)
+        cuda.synchronize(stream)
+        result = self._host_out.array(out_shape, self._engine.output_dtype).copy()
+        self._count(shape)
+        if captured is None and self._worth_capturing(shape):
+            self._capture(profile, shape)
+        return result
+
+    def run_on_device(
+        self, profile: int, shape: Dims, source: int, target: int, stream: int | None
+    ) -> None:
+        """Device memory in, device memory out, without a copy and without a graph, which would
+        fix both addresses.
+
+        stream: whose work the inputs wait for and whose later work waits for the output; None:
+        return when the output is there. Raises `DeviceError`, `ShapeError` (alignment).
+        """
+        for what, pointer in (("input", source), ("output", target)):
+            if pointer % ALIGNMENT:
+                raise ShapeError(
+                    f"the {what} is at an address that is no multiple of {ALIGNMENT} bytes (a "
+                    "slice of a larger tensor?), which TensorRT demands; pass a copy of it"
+                )
+        self._reserve(profile, 0, 0)
+        context = self._context(profile)
+        cuda = self._cuda
+        if stream is not None:
+            self._after(stream, self._stream)
+        self._bind(context, profile, shape, source, target)
+        self._enqueue(context)
+        if stream is None:
+            cuda.synchronize(self._stream)
+        else:
+            self._after(self._stream, stream)
+
+    def close(self) -> None:
+        """Give everything back, once its work is done."""
+        with released(self._cuda):
+            self._cuda.synchronize(self._stream)
+        self._drop_graphs()
+        self._contexts.clear()
+        for buffer in (self._input, self._output, self._scratch, self._host_in, self._host_out):
+            buffer.close()
+        with released(self._cuda):
+            self._cuda.destroy_stream(self._stream)
+
+    def _after(self, first: int, second: int) -> None:
+        """Later work of the second stream waits for what is on the first now."""
+        event = self._cuda.create_event()
+        try:
+            self._cuda.record(event, first)
+            self._cuda.wait(second, event)
+        finally:
+            self._cuda.destroy_event(event)  # CUDA keeps it until it has happened
+
+    def _reserve(self, profile: int, in_bytes: int, out_bytes: int) -> None:
+        """Memory for one run. Graphs hold the old addresses, so they go where it moves."""
+        moved = [
+            buffer.reserve(size)
+            for buffer, size in (
+                (self._input, in_bytes),
+                (self._output, out_bytes),
+                (self._scratch, self._engine.scratch_bytes(profile)),
+            )
+        ]
+        self._host_in.reserve(in_bytes)
+        self._host_out.reserve(out_bytes)
+        if any(moved):
+            self._drop_graphs()
+
+    def _context(self, profile: int) -> Any:
+        if profile not in self._contexts:
+            self._contexts[profile] = self._engine.create_context()
+        return self._contexts[profile]
+
+    def _bind(self, context: Any, profile: int, shape: Dims, source: int, target: int) -> None:
+        """Tell a context its scratch memory, profile, shape and addresses."""
+        engine = self._engine
+        if hasattr(context, "set_device_memory"):
+            context.set_device_memory(self._scratch.pointer, self._scratch.size)
+        else:  # TensorRT before it took the size as well
+            context.device_memory = self._scratch.pointer
+        if context.active_optimization_profile != profile and not (
+            context.set_optimization_profile_async(profile, self._stream)
+        ):
+            raise engine.refused(f"optimization profile {profile}")
+        if not context.set_input_shape(engine.input_name, shape):
+            raise engine.refused(f"the input shape {shape}")
+        missing = context.infer_shapes()
+        if missing:
+            raise engine.refused(f"to infer the shapes of {', '.join(missing)}")
+        for name, pointer in ((engine.input_name, source), (engine.output_name, target)):
+            if not context.set_tensor_address(name, pointer):
+                raise engine.refused(f"the address of {name}")
+
+    def _enqueue(self, context: Any) -> None:
+        if not context.execute_async_v3(self._stream):
+            raise self._engine.refused("to enqueue an inference")
+
+    def _count(self, shape: Dims) -> None:
+        self._seen[shape] += 1
+        self._runs += 1
+        if self._runs % HALVE_AFTER == 0:
+            self._seen = Counter({key: n // 2 for key, n in self._seen.items() if n > 1})
+
+    def _worth_capturing(self, shape: Dims) -> bool:
+        """The second time a shape comes; with no room left, if it comes twice as often as the one
+        that would go: shapes in rotation must not push each other out."""
+        if self._most == 0 or self._seen[shape] < 2 or shape in self.uncapturable:
+            return False
+        if len(self._captured) < self._most:
+            return True
+        return self._seen[shape] >= 2 * self._seen[next(iter(self._captured))] + 2
+
+    def _capture(self, profile: int, shape: Dims) -> None:
+        """Keep a graph of the inference at `shape`. Where CUDA or TensorRT refuses, the shape goes
+        on without one; the reason is logged and kept."""
+        cuda, engine = self._cuda, self._engine
+        context = engine.create_context()
+        self._bind(context, profile, shape, self._input.pointer, self._output.pointer)
+        # The first enqueue after a change of shape does work that must not be in the graph.
+        self._enqueue(context)
+        cuda.synchronize(self._stream)
+        try:
+            cuda.begin_capture(self._stream)
+            accepted = context.execute_async_v3(self._stream)
+            graph = cuda.end_capture(self._stream)
+            if not accepted:
+                cuda.destroy_graph(graph)
+                raise engine.refused("to be captured in a CUDA graph")
+        except DeviceError as error:
+            self.uncapturable[shape] = error.message
+            log.warning("%s runs without a CUDA graph: %s", "x".join(map(str, shape)), error)
+            return
+        while len(self._captured) >= self._most:
+            _, old = self._captured.popitem(last=False)
+            cuda.destroy_graph(old.graph)
+        self._captured[shape] = Captured(graph, context)
+
+    def _drop_graphs(self) -> None:
+        while self._captured:
+            _, old = self._captured.popitem()
+            with released(self._cuda):
+                self._cuda.destroy_graph(old.graph)

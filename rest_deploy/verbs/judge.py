@@ -1,0 +1,112 @@
+"""The accuracy gate of a build: the graph first, then the engine where a GPU is here to run it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from rest_deploy.contracts import Dims, GateBounds, GateResult, Profile
+from rest_deploy.errors import ShapeError
+from rest_deploy.runtime.session import Session
+from rest_deploy.verbs.gate import GateData, reference_logits
+from rest_deploy.verbs.make import Made, Request
+from rest_deploy.verify import gate
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Real images and the reference's logits on them, for one build.
+
+    ranges and weights: of the graph, see `gate.judge`; they hold for the engine made from it.
+    """
+
+    source: Session
+    data: GateData
+    request: Request
+    reference: npt.NDArray[np.floating]
+    reference_name: str
+    ranges: dict[str, float]
+    weights: dict[str, float] | None
+
+    @classmethod
+    def of(
+        cls, source: Session, data: GateData, request: Request, made: Made, graph: Path, proof: Path
+    ) -> Judge:
+        """graph: what is published or built from; proof: the one whose logits are compared."""
+        expected, name = reference_logits(source, data.images, request.checkpoint)
+        return cls(
+            source=source,
+            data=data,
+            request=request,
+            reference=np.asarray(expected),
+            reference_name=name,
+            ranges=gate.range_use(proof, data.images[: gate.RANGE_IMAGES]),
+            weights=None if made.original is None else gate.weight_errors(graph, made.original),
+        )
+
+    def graph(self, graph: Path, proof: Path) -> GateResult:
+        """On ONNX Runtime's CPU provider."""
+        metadata = self.source.metadata
+        session = Session.open(proof, metadata=metadata) if proof != graph else Session.open(graph)
+        return self._judged(gate.logits(session.run, self.data.images))
+
+    def engine(self, session: Session, profiles: tuple[Profile, ...]) -> GateResult:
+        """On the GPU. Raises `ShapeError` when no profile holds images of the gate's size."""
+        images = self.data.images
+        least, most = batches_at(profiles, images.shape[2:])
+        step = max(least, min(most, gate.BATCH))
+        found = []
+        for start in range(0, len(images), step):
+            part = images[start : start + step]
+            padding = np.repeat(part[-1:], max(0, least - len(part)), axis=0)
+            found.append(session.run(np.concatenate([part, padding]))[: len(part)])
+        return self._judged(np.concatenate(found))
+
+    def _judged(self, actual: npt.NDArray[np.floating]) -> GateResult:
+        return gate.judge(
+            self.reference,
+            actual,
+            self._bounds(),
+            fresh=self.source.metadata.weights.kind == "fresh",
+            ranges=self.ranges,
+            weights=self.weights,
+            labels=self.data.labels,
+            reference_name=self.reference_name,
+            source=self.data.source,
+        )
+
+    def _bounds(self) -> GateBounds:
+        card = self.source.metadata.card
+        if self.request.precision != "fp32":
+            return card.gate.of(self.request.precision)
+        # No precision is given up: the bounds of an export.
+        return msgspec.structs.replace(
+            card.gate.fp16,
+            relative_error=card.parity.relative_error,
+            relative_error_fresh=card.parity.relative_error_fresh,
+        )
+
+
+def batches_at(profiles: tuple[Profile, ...], size: tuple[int, ...]) -> tuple[int, int]:
+    """Smallest and largest batch at (height, width), of the profile that takes the largest.
+
+    Raises `ShapeError` when none holds that size.
+    """
+    height, width = size
+    found = [
+        (profile.maximum[0], profile.minimum[0])
+        for profile in profiles
+        if profile.holds(_at(profile, height, width))
+    ]
+    if not found:
+        raise ShapeError(f"no profile of the engine holds images of {height}x{width}")
+    most, least = max(found)
+    return least, most
+
+
+def _at(profile: Profile, height: int, width: int) -> Dims:
+    return (profile.maximum[0], 3, height, width)
