@@ -441,6 +441,13 @@ def test_an_offset_and_absent_strides() -> None:
     assert view.pointer == producer.array.ctypes.data + 8
 
 
+def test_vector_types_are_refused() -> None:
+    producer = Producer(np.ones(2, np.float32), CUDA, modern=True)
+    producer.edit = lambda managed: setattr(managed.tensor.dtype, "lanes", 4)
+    with pytest.raises(ShapeError, match=r"\(2, 32, 4\); expected int8"):
+        borrow(producer, STREAM, wait=no_wait)
+
+
 @pytest.mark.parametrize("modern", [True, False])
 def test_each_deleter_is_called_once(modern: bool) -> None:
     calls: list[int] = []
