@@ -233,8 +233,12 @@ def verify(
 @click.argument("model", type=PATH)
 @click.argument("images", type=PATH, nargs=-1, required=True)
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--trust", type=PATH, metavar="EXPORT",
-              help="Run an engine without a sidecar; EXPORT is the model it was built from.")  # fmt: skip
+@click.option(
+    "--trust",
+    type=PATH,
+    metavar="EXPORT",
+    help="Run an engine without a sidecar; EXPORT is the model it was built from.",
+)
 @threads_option
 @json_option
 def predict(

@@ -77,6 +77,9 @@ class Cuda(Protocol):
     def wait(self, stream: int, event: int) -> None:
         """Later work of the stream waits for the event; the host does not."""
 
+    def synchronize_event(self, event: int) -> None:
+        """The host waits for the event."""
+
     def elapsed_ms(self, start: int, end: int) -> float:
         """Between two events that have happened."""
 

@@ -92,6 +92,9 @@ class CudaPython:
     def wait(self, stream: int, event: int) -> None:
         self._ask("cudaStreamWaitEvent", stream, event, 0)
 
+    def synchronize_event(self, event: int) -> None:
+        self._ask("cudaEventSynchronize", event)
+
     def elapsed_ms(self, start: int, end: int) -> float:
         return float(self._ask("cudaEventElapsedTime", start, end))
 

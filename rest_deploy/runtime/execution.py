@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rest_deploy.contracts import Dims
-from rest_deploy.errors import DeviceError, ShapeError
-from rest_deploy.runtime.cuda import ALIGNMENT, Cuda, DeviceBuffer, PinnedBuffer, released
+from rest_deploy.errors import DeviceError
+from rest_deploy.runtime.cuda import Cuda, DeviceBuffer, PinnedBuffer, released
 
 Array = npt.NDArray[np.generic]
 
@@ -65,7 +65,7 @@ class Lane:
         self._engine = engine
         self._cuda = engine.cuda
         self._most = 0 if engine.own_graphs else graphs
-        self._stream = self._cuda.create_stream()
+        self.stream = self._cuda.create_stream()
         self._input, self._output = DeviceBuffer(self._cuda), DeviceBuffer(self._cuda)
         self._scratch = DeviceBuffer(self._cuda)
         self._host_in, self._host_out = PinnedBuffer(self._cuda), PinnedBuffer(self._cuda)
@@ -100,7 +100,7 @@ class Lane:
             self._bind(context, profile, shape, self._input.pointer, self._output.pointer)
         out_shape = tuple(context.get_tensor_shape(self._engine.output_name))
         np.copyto(self._host_in.array(shape, self._engine.input_dtype), images)
-        cuda, stream = self._cuda, self._stream
+        cuda, stream = self._cuda, self.stream
         cuda.copy_in(self._input.pointer, self._host_in.pointer, images.nbytes, stream)
         if captured is None:
             self._enqueue(context)
@@ -115,45 +115,15 @@ class Lane:
             self._capture(profile, shape)
         return result
 
-    def run_on_device(
-        self, profile: int, shape: Dims, source: int, target: int, stream: int | None
-    ) -> None:
-        """Device memory in, device memory out, without a copy and without a graph, which would
-        fix both addresses.
-
-        stream: whose work the inputs wait for and whose later work waits for the output; None:
-        return when the output is there. Raises `DeviceError`, `ShapeError` (alignment).
-        """
-        for what, pointer in (("input", source), ("output", target)):
-            if pointer % ALIGNMENT:
-                raise ShapeError(
-                    f"the {what} is at an address that is no multiple of {ALIGNMENT} bytes (a "
-                    "slice of a larger tensor?), which TensorRT demands; pass a copy of it"
-                )
+    def enqueue(self, profile: int, shape: Dims, source: int, target: int) -> None:
+        """One inference from device memory to device memory, without a copy and without a graph,
+        which would fix both addresses. Returns before it is done. Raises `DeviceError`."""
         self._reserve(profile, 0, 0)
         context = self._context(profile)
-        cuda = self._cuda
-        if stream is not None:
-            self._after(stream, self._stream)
         self._bind(context, profile, shape, source, target)
         self._enqueue(context)
-        if stream is None:
-            cuda.synchronize(self._stream)
-        else:
-            self._after(self._stream, stream)
 
-    def close(self) -> None:
-        """Give everything back, once its work is done."""
-        with released(self._cuda):
-            self._cuda.synchronize(self._stream)
-        self._drop_graphs()
-        self._contexts.clear()
-        for buffer in (self._input, self._output, self._scratch, self._host_in, self._host_out):
-            buffer.close()
-        with released(self._cuda):
-            self._cuda.destroy_stream(self._stream)
-
-    def _after(self, first: int, second: int) -> None:
+    def order(self, first: int, second: int) -> None:
         """Later work of the second stream waits for what is on the first now."""
         event = self._cuda.create_event()
         try:
@@ -161,6 +131,21 @@ class Lane:
             self._cuda.wait(second, event)
         finally:
             self._cuda.destroy_event(event)  # CUDA keeps it until it has happened
+
+    def output_size(self, batch: int) -> int:
+        """Bytes of the output for so many images."""
+        return self._engine.output_size(batch)
+
+    def close(self) -> None:
+        """Give everything back, once its work is done."""
+        with released(self._cuda):
+            self._cuda.synchronize(self.stream)
+        self._drop_graphs()
+        self._contexts.clear()
+        for buffer in (self._input, self._output, self._scratch, self._host_in, self._host_out):
+            buffer.close()
+        with released(self._cuda):
+            self._cuda.destroy_stream(self.stream)
 
     def _reserve(self, profile: int, in_bytes: int, out_bytes: int) -> None:
         """Memory for one run. Graphs hold the old addresses, so they go where it moves."""
@@ -190,7 +175,7 @@ class Lane:
         else:  # TensorRT before it took the size as well
             context.device_memory = self._scratch.pointer
         if context.active_optimization_profile != profile and not (
-            context.set_optimization_profile_async(profile, self._stream)
+            context.set_optimization_profile_async(profile, self.stream)
         ):
             raise engine.refused(f"optimization profile {profile}")
         if not context.set_input_shape(engine.input_name, shape):
@@ -203,7 +188,7 @@ class Lane:
                 raise engine.refused(f"the address of {name}")
 
     def _enqueue(self, context: Any) -> None:
-        if not context.execute_async_v3(self._stream):
+        if not context.execute_async_v3(self.stream):
             raise self._engine.refused("to enqueue an inference")
 
     def _count(self, shape: Dims) -> None:
@@ -229,11 +214,11 @@ class Lane:
         self._bind(context, profile, shape, self._input.pointer, self._output.pointer)
         # The first enqueue after a change of shape does work that must not be in the graph.
         self._enqueue(context)
-        cuda.synchronize(self._stream)
+        cuda.synchronize(self.stream)
         try:
-            cuda.begin_capture(self._stream)
-            accepted = context.execute_async_v3(self._stream)
-            graph = cuda.end_capture(self._stream)
+            cuda.begin_capture(self.stream)
+            accepted = context.execute_async_v3(self.stream)
+            graph = cuda.end_capture(self.stream)
             if not accepted:
                 cuda.destroy_graph(graph)
                 raise engine.refused("to be captured in a CUDA graph")

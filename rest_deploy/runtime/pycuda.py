@@ -114,6 +114,9 @@ class PyCuda:
     def wait(self, stream: int, event: int) -> None:
         self._ask("cuStreamWaitEvent", Handle(stream), Handle(event), ctypes.c_uint(0))
 
+    def synchronize_event(self, event: int) -> None:
+        self._ask("cuEventSynchronize", Handle(event))
+
     def elapsed_ms(self, start: int, end: int) -> float:
         answer = ctypes.c_float()
         self._ask("cuEventElapsedTime", ctypes.byref(answer), Handle(start), Handle(end))

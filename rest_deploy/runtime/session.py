@@ -15,6 +15,7 @@ from rest_deploy.engine.onnxruntime import OnnxRuntimeRunner
 from rest_deploy.errors import ArtifactError, InputError, ShapeError
 
 if TYPE_CHECKING:
+    from rest_deploy.runtime.exchange import DeviceArray
     from rest_deploy.runtime.tensorrt import GpuOptions
 
 Float32 = npt.NDArray[np.float32]
@@ -96,6 +97,27 @@ class Session:
         feed = np.ascontiguousarray(images, dtype=self.runner.inputs[0].dtype)
         outputs = self.runner.infer({self.runner.inputs[0].name: feed})
         return outputs[self.runner.outputs[0].name].astype(np.float32, copy=False)
+
+    def run_on_device(
+        self, images: object, *, out: object | None = None, stream: object | None = None
+    ) -> DeviceArray:
+        """Logits on the GPU from images on the GPU, without a copy; for engines of TensorRT.
+
+        images: (N, 3, H, W), contiguous, of the engine's input type, anything with DLPack or the
+        CUDA Array Interface (torch, CuPy, JAX, Numba). out: where the logits go, (N, num_classes)
+        of the output type; None: memory of their own. The answer is taken without a copy too, e.g.
+        by `torch.from_dlpack`. stream: the caller's, as a number or an object: its earlier work is
+        waited for, its later work finds the logits, and this call returns at once; None: it returns
+        when they are there. Raises `ShapeError`, `InputError`, `DeviceError`.
+        """
+        from rest_deploy.runtime.tensorrt import TensorRtRunner
+
+        if not isinstance(self.runner, TensorRtRunner):
+            raise InputError(
+                f"{self.path} runs on {self.runner.backend}, which takes arrays of the host",
+                hint="Session.run; an engine of build-engine --backend tensorrt runs on the GPU",
+            )
+        return self.runner.infer_on_device(images, out, stream)
 
     def close(self) -> None:
         """Give back what the engine holds, after the calls that run; no call may follow."""

@@ -20,8 +20,10 @@ from rest_deploy.engine.profiles import profile_for
 from rest_deploy.engine.tensorrt import Flavour
 from rest_deploy.errors import ArtifactError, DeviceError, InputError, ShapeError
 from rest_deploy.runtime.cuda import Cuda, open_cuda
+from rest_deploy.runtime.exchange import DeviceArray
 from rest_deploy.runtime.execution import Lane
 from rest_deploy.runtime.kernel_cache import KernelCache
+from rest_deploy.runtime.on_device import Wanted, run_on_device
 
 log = logging.getLogger(__name__)
 
@@ -124,14 +126,16 @@ class TensorRtRunner:
         return {self.output_name: answer}
 
     def infer_on_device(
-        self, shape: tuple[int, ...], source: int, target: int, stream: int | None
-    ) -> None:
-        """Both addresses in device memory; the output's size: `output_size`. See
-        `Lane.run_on_device` for `stream`."""
-        profile = self._profile(shape)
+        self, images: object, out: object | None, stream: object | None
+    ) -> DeviceArray:
+        """See `Session.run_on_device`."""
+        wanted = (
+            Wanted("input", self.input_dtype, (-1, 3, -1, -1)),
+            Wanted("output", self.output_dtype, (-1, int(self.outputs[0].shape[1]))),
+        )
         with self._lane() as lane:
-            lane.run_on_device(profile, shape, source, target, stream)  # type: ignore[arg-type]  # four axes, by _profile
-        self._keep_kernels(shape)
+            answer = run_on_device(lane, self.cuda, wanted, self._profile, images, out, stream)
+        return answer
 
     def lanes(self) -> tuple[Lane, ...]:
         """Those made so far: what they captured, what memory they hold."""
@@ -247,7 +251,7 @@ class TensorRtRunner:
         try:
             with self.cuda.current():
                 yield lane
-        except ShapeError:  # refused before anything was enqueued
+        except InputError:  # refused before anything was enqueued
             self._give(lane)
             raise
         except BaseException:

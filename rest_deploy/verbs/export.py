@@ -123,13 +123,7 @@ def export(
             ),
             passes={**rewrites, **passes},
             data_sha256=data_sha256(staged),
-            command=_command(
-                variant if isinstance(variant, str) else card.variant,
-                checkpoint,
-                instance_norm,
-                used_opset,
-                num_classes,
-            ),
+            command=_command(named, checkpoint, instance_norm, used_opset, num_classes),
         )
         publish(staged, target, sidecar)
     return ExportReport(

@@ -128,6 +128,11 @@ class SimulatedCuda:
         found, position = self._events[event]
         self.enqueue(stream, lambda: self._drain(found, position))
 
+    def synchronize_event(self, event: int) -> None:
+        self._must_be_current()
+        with self._lock:
+            self._drain(*self._events[event])
+
     def elapsed_ms(self, start: int, end: int) -> float:
         return float(self._events[end][1] - self._events[start][1])
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,23 +19,37 @@ import pytest
 
 from rest_deploy.errors import DeviceError, InputError, MissingDependencyError
 from rest_deploy.runtime import cuda as module
+from rest_deploy.runtime import cuda_python, pycuda
 from rest_deploy.runtime.cuda import ALIGNMENT, Cuda, DeviceBuffer, PinnedBuffer, open_cuda
 from rest_deploy.runtime.cuda_python import CudaPython
+from rest_deploy.runtime.pycuda import PyCuda
 from tests.doubles.cuda import SimulatedCuda
+from tests.doubles.pycuda import SimulatedLibrary, SimulatedPyCuda
 
 
-def opened(name: str) -> Cuda:
+def pycuda_over(device: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    package = ModuleType("pycuda")
+    package.driver = SimulatedPyCuda(device)  # type: ignore[attr-defined]  # a made-up package
+    monkeypatch.setitem(sys.modules, "pycuda", package)
+    monkeypatch.setattr(pycuda, "require", lambda *_: None)
+    monkeypatch.setattr(pycuda, "load_library", lambda: SimulatedLibrary(device))
+    return PyCuda()
+
+
+def opened(name: str, monkeypatch: pytest.MonkeyPatch) -> Cuda:
     if name == "simulated":
         return SimulatedCuda()
+    if name == "pycuda over simulated":
+        return pycuda_over(SimulatedCuda(), monkeypatch)
     try:
         return open_cuda(name)
     except MissingDependencyError as error:  # DeviceError is one
         pytest.skip(f"{name}: {error.message}")
 
 
-@pytest.fixture(params=["simulated", "cuda-python", "pycuda"])
-def cuda(request: pytest.FixtureRequest) -> Iterator[Cuda]:
-    found = opened(request.param)
+@pytest.fixture(params=["simulated", "pycuda over simulated", "cuda-python", "pycuda"])
+def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
+    found = opened(request.param, monkeypatch)
     with found.current():
         yield found
 
@@ -77,6 +94,20 @@ def test_a_stream_that_waits_for_another(cuda: Cuda) -> None:
     np.testing.assert_array_equal(target.array(values.shape, "float32"), values)
     for stream in (first, second):
         cuda.destroy_stream(stream)
+
+
+def test_the_host_waits_for_an_event(cuda: Cuda) -> None:
+    values = numbers(4_000_000)
+    stream, event, device = cuda.create_stream(), cuda.create_event(), DeviceBuffer(cuda)
+    device.reserve(values.nbytes)
+    source, target = pinned(cuda, values), pinned(cuda, 0 * values)
+    cuda.copy_in(device.pointer, source.pointer, values.nbytes, stream)
+    cuda.copy_out(target.pointer, device.pointer, values.nbytes, stream)
+    cuda.record(event, stream)
+    cuda.synchronize_event(event)
+    np.testing.assert_array_equal(target.array(values.shape, "float32"), values)
+    cuda.destroy_event(event)
+    cuda.destroy_stream(stream)
 
 
 def test_time_between_events(cuda: Cuda) -> None:
@@ -165,8 +196,6 @@ def test_a_pinned_view_beyond_the_buffer(cuda: Cuda) -> None:
 def test_the_provider_that_is_taken(
     packages: tuple[str, ...], wanted: str | None, taken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rest_deploy.runtime import cuda_python, pycuda
-
     monkeypatch.setattr(module, "installed", lambda name: name in packages)
     monkeypatch.setattr(cuda_python, "CudaPython", lambda ordinal: ("CudaPython", ordinal))
     monkeypatch.setattr(pycuda, "PyCuda", lambda ordinal: ("PyCuda", ordinal))
@@ -206,6 +235,7 @@ CALLS: dict[str, Callable[[CudaPython], object]] = {
     "cudaEventDestroy": lambda cuda: cuda.destroy_event(77),
     "cudaEventRecord": lambda cuda: cuda.record(77, 78),
     "cudaStreamWaitEvent": lambda cuda: cuda.wait(77, 78),
+    "cudaEventSynchronize": lambda cuda: cuda.synchronize_event(77),
     "cudaEventElapsedTime": lambda cuda: cuda.elapsed_ms(77, 78),
     "cudaStreamBeginCapture": lambda cuda: cuda.begin_capture(77),
     "cudaStreamEndCapture": lambda cuda: cuda.end_capture(77),
@@ -241,6 +271,30 @@ def test_the_rest_of_a_capture_has_the_right_names() -> None:
         35,
     ]
     assert int(runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost) == 2
+
+
+def test_pycuda_names_the_gpu_it_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    pycuda_over(SimulatedCuda(), monkeypatch)
+    with pytest.raises(DeviceError, match=r"cuDevicePrimaryCtxRetain: .* invalid device ordinal"):
+        PyCuda(1)
+
+
+def test_pycuda_leaves_no_context_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor after an error, nor when memory goes from a thread that never had one."""
+    device = SimulatedCuda()
+    found = pycuda_over(device, monkeypatch)
+    buffer = DeviceBuffer(found)
+    with found.current():
+        buffer.reserve(1024)
+        with pytest.raises(DeviceError, match="out of GPU memory"):
+            found.allocate(1 << 50)
+    with pytest.raises(RuntimeError, match="of the caller"), found.current():
+        raise RuntimeError("of the caller")
+    thread = threading.Thread(target=buffer.close)
+    thread.start()
+    thread.join()
+    assert device.held()["device"] == 0
+    assert sys.modules["pycuda"].driver.pushed == []
 
 
 def test_opening_without_a_gpu() -> None:
