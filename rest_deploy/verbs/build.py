@@ -22,6 +22,7 @@ from rest_deploy.contracts import (
     Struct,
 )
 from rest_deploy.engine.backends import Choice, choose
+from rest_deploy.engine.planner import Serving
 from rest_deploy.engine.tensorrt import MODULES as FLAVOURS
 from rest_deploy.errors import InputError, require
 from rest_deploy.quant.recipe import load_recipe
@@ -79,7 +80,7 @@ def build_engine(
 
 class EnginePlan(Struct, frozen=True):
     """What `build-engine --dry-run` would build. `scratch_bytes`: an estimate for each profile;
-    `exists`: something of that name is there already."""
+    `exists`: something of that name is there already; `serving`: of a histogram."""
 
     path: str
     source: str
@@ -92,6 +93,7 @@ class EnginePlan(Struct, frozen=True):
     scratch_bytes: tuple[int, ...]
     options: dict[str, str]
     exists: bool
+    serving: Serving | None = None
 
 
 def plan_engine(
@@ -133,6 +135,7 @@ def plan_engine(
         scratch_bytes=tuple(scratch(found.maximum) for found in planned.options.profiles),
         options=planned.options.words(),
         exists=target.exists(),
+        serving=planned.serving,
     )
 
 
@@ -181,7 +184,7 @@ def _build(
         planned = engine.plan(
             choice.backend, wishes, request.precision, rest, metadata.card.preprocessing, scratch
         )
-        if wishes.expect_sizes or wishes.expect_batches:
+        if wishes.expect_sizes or wishes.expect_batches or planned.serving:
             needs = max(scratch(profile.maximum) for profile in planned.options.profiles)
             words = f"planned {len(planned.options.profiles)} profiles, about {needs / 1e6:.0f} MB"
             progress(f"{words} of scratch memory", time.monotonic() - started)
@@ -193,6 +196,7 @@ def _build(
     label = made.calibration.recipe.name if made.calibration else request.precision
     target = _target(source, label, choice.backend if choice else "", workspace, wishes)
     warnings = _warnings(request, metadata, running=planned is None)
+    warnings += engine.left_out(planned)
     fit: EngineFit | None = None
     rows: tuple[Proven, ...] = ()
     with staging(target.parent) as folder:
