@@ -238,9 +238,14 @@ def publish(staged: Path, target: Path, sidecar: Sidecar) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically. Raises `OutputError`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a small file atomically. Raises `OutputError`."""
     with staging(path.parent) as folder:
         staged = folder / path.name
-        staged.write_text(text, encoding="utf-8")
+        staged.write_bytes(data)
         os.replace(staged, path)
 
 

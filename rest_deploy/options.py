@@ -111,6 +111,8 @@ def tensorrt_options(function: Any) -> Any:
                      help="Runs on more GPUs than this one."),
         click.option("--refit", is_flag=True, help="Weights can be replaced later."),
         click.option("--strip-weights", is_flag=True, help="Without weights; they are refitted."),
+        click.option("--timing-cache", type=PATH,
+                     help="Kernel timings kept between builds, with tensorrt."),
         click.option("--dry-run", is_flag=True, help="Print what would be built; build nothing."),
         click.option("--save-engine", type=PATH, help="Its path. [default: in the workspace]"),
     ]  # fmt: skip

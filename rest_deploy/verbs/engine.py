@@ -24,7 +24,7 @@ from rest_deploy.contracts import (
     Proven,
     Rest,
 )
-from rest_deploy.engine import planner, proof, tensorrt
+from rest_deploy.engine import planner, proof, tensorrt, timing_cache
 from rest_deploy.engine.histogram import read_histogram
 from rest_deploy.engine.memory import scratch_estimate, without_weights
 from rest_deploy.engine.planner import Scratch, Serving, plan_profiles
@@ -60,6 +60,7 @@ class Wishes:
     hardware_compatibility: str = ""
     refit: bool = False
     strip_weights: bool = False
+    timing_cache: Path | None = None
     save_engine: Path | None = None
 
     def words(self) -> list[str]:
@@ -137,6 +138,8 @@ def plan(
         sms = (_compute_capability(),)
         if {precision, rest} & {"bf16", "fp8"}:  # float32 has no least GPU there
             tensorrt.check_targets(sms, precision, rest, sms)
+    if wishes.timing_cache is not None:
+        timing_cache.check_place(wishes.timing_cache)
     profiles, serving = _profiles(wishes, card, scratch)
     options = Options(
         profiles=profiles,
@@ -147,6 +150,7 @@ def plan(
         hardware_compatibility=wishes.hardware_compatibility,
         refit=wishes.refit,
         strip_weights=wishes.strip_weights,
+        timing_cache=wishes.timing_cache,
     )
     return Planned(flavour, tensorrt.version(flavour), options, _driver(flavour), serving)
 
@@ -287,6 +291,8 @@ def build(
     write_text(log, built.log)
     rows = proof.prove(built.layers, _asked(made, request.precision))
     proof.enforce(rows, target.name)
+    if planned.options.timing_cache is not None:
+        timing_cache.store(planned.options.timing_cache, built.timings)
     fit = EngineFit(
         flavour=planned.flavour,
         version=planned.version,
