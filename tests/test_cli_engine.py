@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -102,6 +103,37 @@ def test_planned_profiles(workspace: Path) -> None:
     assert 0.5 < max(plan["scratch_bytes"]) / fit["scratch_bytes"] < 2
 
 
+def test_profiles_for_a_histogram(workspace: Path, tmp_path: Path) -> None:
+    """The dry run says who is served and what is left out; the sidecar's command gives it again."""
+    log = tmp_path / "a log.csv"
+    log.write_text("height,width,batch,count\n96,96,4,900\n96,160,4,95\n320,320,1,5\n")
+    words = ("build-engine", "--fp16", "--workspace", workspace, *RTX, "--expect-histogram", log)
+    with untouched(workspace):
+        said = done(*words, "--dry-run")
+        plan = json.loads(done(*words, "--dry-run", "--json", "--expect-coverage", "99.5"))
+    assert "profile 0: 1x3x320x320 to 1x3x320x320, tuned for 1x3x320x320; about " in said
+    assert "of scratch; serves 0.50%" in said
+    assert "tuned for 4x3x96x96" in said
+    assert said.endswith("requests: 1000 in 3 shapes; all held by a profile\n")
+    assert [found["maximum"] for found in plan["profiles"]] == [[4, 3, 96, 160]]
+    assert plan["serving"]["served"] == [995]
+    assert plan["serving"]["left_out"] == [
+        {"height": 320, "width": 320, "batch": 1, "requests": 5, "share": 0.005}
+    ]
+    report = json.loads(done(*words, "--json", "--expect-coverage", "99.5"))
+    assert report["build"]["fit"]["profiles"] == plan["profiles"]
+    assert report["warnings"][-1] == (
+        "left out, 0.50% of the requests: 1x3x320x320 (0.50%); the engine refuses them"
+    )
+    sidecar = read_sidecar(Path(report["path"]))
+    assert sidecar is not None
+    again = shlex.split(sidecar.command)
+    assert again[-4:] == ["--expect-coverage", "99.5", "--target-sm", "89"]
+    assert "it was there already" in done(
+        *again[1:], "--workspace", workspace, "--gate-images", "22"
+    )
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "fp8"])
 def test_other_precisions(workspace: Path, precision: str) -> None:
     report = json.loads(
@@ -176,6 +208,16 @@ def test_what_is_refused_before_anything_is_done(workspace: Path) -> None:
         no(3, *rtx, "--expect-sizes", "16", words=("at least 32 pixels",))
         no(3, *rtx, "--expect-batches", "8-2", words=("not a range of batch sizes",))
         no(3, *rtx, "--expect-sizes", "64", "--max-shapes", "1x3x64x64", words=("one of the two",))
+        log = workspace.parent / "log.csv"
+        log.write_text("height,width\n224,224\n16,16\n")
+        histogram = (*rtx, "--expect-histogram", str(log))
+        no(3, *histogram, words=("log.csv, line 3: height is '16'",))
+        no(3, *histogram, "--expect-sizes", "64", words=("--expect-sizes too: one of the two",))
+        no(3, *histogram, "--max-shapes", "1x3x64x64", words=("--expect-histogram plans the",))
+        no(3, *rtx, "--expect-coverage", "99", words=("without --expect-histogram",))
+        no(3, *histogram, "--expect-coverage", "nan", words=("expected percent, above 0 to 100",))
+        no(3, *rtx, "--timing-cache", "timings", words=("--timing-cache is not for TensorRT-RTX",))
+        no(3, "--timing-cache", "timings", words=("goes with TensorRT, not with onnxruntime",))
         no(3, "--dry-run", words=("--dry-run goes with TensorRT, not with onnxruntime",))
         no(3, "--max-shapes", "4x3x64x64", words=("goes with TensorRT, not with onnxruntime",))
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from rest_deploy.contracts import Precision, Profile, Rest
+from rest_deploy.engine import timing_cache
 from rest_deploy.engine.tensorrt_plan import PlannedLayer, read_plan
 from rest_deploy.errors import BuildError, InputError, MissingDependencyError, installed
 
@@ -35,6 +36,7 @@ NEEDS_GPU = {
     "strip_weights": "it runs the compiler's CUDA code while it builds",
     "version_compatible": "it needs TensorRT's lean runtime, which RTX does not have",
     "hardware_compatibility": "TensorRT-RTX has no such levels: name the GPUs with --target-sm",
+    "timing_cache": "TensorRT-RTX times no kernels while it builds and ignores such a cache",
 }
 """Options that TensorRT-RTX does not take, or not on a machine without a GPU."""
 
@@ -57,7 +59,12 @@ Step = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Options:
-    """trtexec's words. workspace: GiB; `sms`: compute capabilities, TensorRT-RTX only."""
+    """trtexec's words. workspace: GiB; `sms`: compute capabilities, TensorRT-RTX only.
+
+    `timing_cache` is no part of `words`: timings choose between kernels of the precision that is
+    proven anyway, and without the file they are taken anew and come out otherwise each time. An
+    engine with other timings is as good an answer to the same wishes.
+    """
 
     profiles: tuple[Profile, ...]
     sms: tuple[str, ...] = ()
@@ -67,6 +74,7 @@ class Options:
     hardware_compatibility: str = ""
     refit: bool = False
     strip_weights: bool = False
+    timing_cache: Path | None = None
 
     def words(self) -> dict[str, str]:
         """What differs from the builder's defaults, for the sidecar and the cache key."""
@@ -87,13 +95,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Built:
-    """A serialized engine and what its build log says."""
+    """A serialized engine and what its build log says. `timings`: for the timing cache."""
 
     engine: bytes
     layers: tuple[PlannedLayer, ...]
     scratch_bytes: int
     seconds: float
     log: str = field(repr=False)
+    timings: bytes = field(repr=False, default=b"")
 
 
 def why_not(flavour: Flavour) -> str | None:
@@ -171,7 +180,8 @@ def build(flavour: Flavour, graph: bytes, options: Options, step: Step) -> Built
     """Parse and build. graph: a serialized ONNX model with an input "image".
 
     Raises `BuildError` with NVIDIA's message and what it means, `MissingDependencyError` when the
-    module is not here, and whatever `step` raises, after the builder has stopped.
+    module is not here, `ArtifactError` for a timing cache that cannot be used, and whatever `step`
+    raises, after the builder has stopped.
     """
     trt = load(flavour)
     log = Log(trt)
@@ -188,6 +198,8 @@ def build(flavour: Flavour, graph: bytes, options: Options, step: Step) -> Built
     config.progress_monitor = monitor
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the proof
     _configure(trt, config, options)
+    cache = options.timing_cache
+    kept = timing_cache.attach(config, cache, log.lines) if cache else None
     for profile in options.profiles:
         made = builder.create_optimization_profile()
         made.set_shape("image", profile.minimum, profile.optimum, profile.maximum)
@@ -203,6 +215,7 @@ def build(flavour: Flavour, graph: bytes, options: Options, step: Step) -> Built
         scratch_bytes=_largest(r"Total Activation Memory: (\d+) bytes", log.lines),
         seconds=time.monotonic() - started,
         log="\n".join(log.lines),
+        timings=b"" if kept is None else timing_cache.contents(config),
     )
 
 
@@ -231,12 +244,12 @@ def _configure(trt: Any, config: Any, options: Options) -> None:
 class Log:
     """Collects TensorRT's messages: all of them for the proof, the errors for the user.
 
-    keep: how many, the latest; None: all. Called from any thread: only appends.
+    keep: at least so many, the latest; None: all. Called from any thread.
     """
 
     def __init__(self, trt: Any, keep: int | None = None) -> None:
-        self.lines: deque[str] = deque(maxlen=keep)
-        self.errors: deque[str] = deque(maxlen=keep)
+        self.lines: list[str] = []
+        self.errors: list[str] = []
         outer = self
 
         class Logger(trt.ILogger):  # type: ignore[misc]  # an untyped base
@@ -247,12 +260,15 @@ class Log:
                 outer.lines.append(message)
                 if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                     outer.errors.append(message)
+                for kept in (outer.lines, outer.errors):
+                    if keep is not None and len(kept) > 2 * keep:
+                        del kept[:-keep]
 
         self.logger = Logger()
 
     def last(self) -> str:
         """The latest errors in one line."""
-        text = " ".join(" ".join(list(self.errors)[-3:]).split())
+        text = " ".join(" ".join(self.errors[-3:]).split())
         return text[:400] or "it does not say why"
 
 
@@ -313,7 +329,7 @@ KNOWN_FAILURES: tuple[tuple[str, str, str], ...] = (
 
 
 def _translated(messages: Iterable[str], log: Log) -> BuildError:
-    text = " ".join(" ".join([*messages, *list(log.errors)[-3:]]).split())
+    text = " ".join(" ".join([*messages, *log.errors[-3:]]).split())
     whole = "\n".join(log.lines)
     for pattern, meaning, mend in KNOWN_FAILURES:
         if re.search(pattern, text, re.IGNORECASE):

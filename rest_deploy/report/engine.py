@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rest_deploy.contracts import EngineFit
+from rest_deploy.engine.planner import Serving, describe_left_out
 from rest_deploy.engine.profiles import describe as describe_profile
 from rest_deploy.verbs import EnginePlan, RefitReport
 
@@ -32,10 +33,12 @@ def engine_plan(plan: EnginePlan) -> str:
         f"runs on: {plan.backend} {plan.version}{sms}{options}",
         *(
             f"profile {index}: {describe_profile(profile)}; about {size / 1e6:.0f} MB of scratch"
+            f"{_serves(plan.serving, index)}"
             for index, (profile, size) in enumerate(
                 zip(plan.profiles, plan.scratch_bytes, strict=True)
             )
         ),
+        *_requests(plan.serving),
     ])  # fmt: skip
 
 
@@ -50,3 +53,14 @@ def refitted(report: RefitReport) -> str:
         checks = "; ".join(f"{check.name} {check.value:.3g}" for check in build.gate.checks)
         lines.append(f"gate: passed on {build.gate.source} (of {build.gated}): {checks}")
     return "\n".join([*lines, *(f"warning: {warning}" for warning in report.warnings)])
+
+
+def _serves(serving: Serving | None, index: int) -> str:
+    return f"; serves {serving.shares[index]:.2%}" if serving else ""
+
+
+def _requests(serving: Serving | None) -> list[str]:
+    if serving is None:
+        return []
+    held = "all held by a profile" if not serving.left_out else describe_left_out(serving)
+    return [f"requests: {serving.requests} in {serving.shapes} shapes; {held}"]

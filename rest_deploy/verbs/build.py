@@ -18,6 +18,7 @@ from rest_deploy.contracts import (
     Struct,
 )
 from rest_deploy.engine.backends import Choice, choose
+from rest_deploy.engine.planner import Serving
 from rest_deploy.engine.tensorrt import MODULES as FLAVOURS
 from rest_deploy.errors import InputError, require
 from rest_deploy.quant.recipe import load_recipe
@@ -25,7 +26,7 @@ from rest_deploy.runtime.session import Session
 from rest_deploy.verbs import engine
 from rest_deploy.verbs.calibrate import CalibrationReport
 from rest_deploy.verbs.gate import gate_data
-from rest_deploy.verbs.judge import Judge
+from rest_deploy.verbs.judge import ITSELF, Judge, on_gpu
 from rest_deploy.verbs.make import Kinds, Made, Request, adapt, make, obtained, rest_for
 from rest_deploy.verbs.progress import Counter, Progress, silent, step, uncounted
 from rest_deploy.verbs.verify import open_export
@@ -78,7 +79,7 @@ def build_engine(
 
 class EnginePlan(Struct, frozen=True):
     """What `build-engine --dry-run` would build. `scratch_bytes`: an estimate for each profile;
-    `exists`: something of that name is there already."""
+    `exists`: something of that name is there already; `serving`: of a histogram."""
 
     path: str
     source: str
@@ -91,6 +92,7 @@ class EnginePlan(Struct, frozen=True):
     scratch_bytes: tuple[int, ...]
     options: dict[str, str]
     exists: bool
+    serving: Serving | None = None
 
 
 def plan_engine(
@@ -132,6 +134,7 @@ def plan_engine(
         scratch_bytes=tuple(scratch(found.maximum) for found in planned.options.profiles),
         options=planned.options.words(),
         exists=target.exists(),
+        serving=planned.serving,
     )
 
 
@@ -180,7 +183,7 @@ def _build(
         planned = engine.plan(
             choice.backend, wishes, request.precision, rest, metadata.card.preprocessing, scratch
         )
-        if wishes.expect_sizes or wishes.expect_batches:
+        if wishes.expect_sizes or wishes.expect_batches or planned.serving:
             needs = max(scratch(profile.maximum) for profile in planned.options.profiles)
             words = f"planned {len(planned.options.profiles)} profiles, about {needs / 1e6:.0f} MB"
             progress(f"{words} of scratch memory", time.monotonic() - started)
@@ -192,6 +195,7 @@ def _build(
     label = made.calibration.recipe.name if made.calibration else request.precision
     target = _target(source, label, choice.backend if choice else "", workspace, wishes)
     warnings = _warnings(request, metadata)
+    warnings += engine.left_out(planned)
     fit: EngineFit | None = None
     rows: tuple[Proven, ...] = ()
     with staging(target.parent) as folder:
@@ -223,11 +227,11 @@ def _build(
             staged.write_bytes(proved.engine)
             if judge is not None:
                 with step(progress, "compared the engine itself with the reference"):
-                    ran = engine.judged(proved, staged, source.metadata, judge)
+                    ran = on_gpu(proved.engine, proved.fit, staged, source.metadata, judge)
                 if isinstance(ran, str):
                     warnings.append(f"{NOT_RUN}: {ran}")
                 else:
-                    result, gated = ran, engine.ITSELF
+                    result, gated = ran, ITSELF
                     gate.enforce(result, target.name)
         built = Build(
             precision=request.precision,

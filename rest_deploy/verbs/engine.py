@@ -6,6 +6,7 @@ import functools
 import hashlib
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,17 +18,16 @@ from rest_deploy.contracts import (
     SMALLEST_SIDE,
     Dims,
     EngineFit,
-    GateResult,
-    ModelMetadata,
     Precision,
     Preprocessing,
     Profile,
     Proven,
     Rest,
 )
-from rest_deploy.engine import proof, tensorrt
-from rest_deploy.engine.memory import scratch_estimate
-from rest_deploy.engine.planner import Scratch, plan_profiles
+from rest_deploy.engine import planner, proof, tensorrt, timing_cache
+from rest_deploy.engine.histogram import read_histogram
+from rest_deploy.engine.memory import scratch_estimate, without_weights
+from rest_deploy.engine.planner import Scratch, Serving, plan_profiles
 from rest_deploy.engine.profiles import LARGEST_BATCH, profiles_from
 from rest_deploy.engine.tensorrt import Flavour, Options
 from rest_deploy.errors import (
@@ -35,14 +35,8 @@ from rest_deploy.errors import (
     BuildError,
     InputError,
     MissingDependencyError,
-    RestDeployError,
-    ShapeError,
 )
 from rest_deploy.runtime import loading
-from rest_deploy.runtime.cuda import open_cuda
-from rest_deploy.runtime.session import Session
-from rest_deploy.runtime.tensorrt import GpuOptions, TensorRtRunner
-from rest_deploy.verbs.judge import Judge
 from rest_deploy.verbs.make import Kinds, Made, Request
 from rest_deploy.verbs.progress import Counter
 
@@ -61,6 +55,8 @@ class Wishes:
     max_shapes: tuple[str, ...] = ()
     expect_sizes: tuple[tuple[int, int], ...] = ()
     expect_batches: str = ""
+    expect_histogram: Path | None = None
+    expect_coverage: float | None = None
     memory: float | None = None
     target_sm: tuple[str, ...] = ()
     workspace_limit: float | None = None
@@ -69,6 +65,7 @@ class Wishes:
     hardware_compatibility: str = ""
     refit: bool = False
     strip_weights: bool = False
+    timing_cache: Path | None = None
     save_engine: Path | None = None
 
     def words(self) -> list[str]:
@@ -85,7 +82,7 @@ class Wishes:
             elif value is True:
                 words.append(option)
             elif value is not None and value is not False and value != "":
-                words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
+                words += [option, f"{value:.12g}" if isinstance(value, float) else str(value)]
         return words
 
 
@@ -94,12 +91,13 @@ NO_WISHES = Wishes()
 
 @dataclass(frozen=True)
 class Planned:
-    """Everything that is known before the build."""
+    """Everything that is known before the build. `serving`: of a histogram."""
 
     flavour: Flavour
     version: str
     options: Options
     driver: str
+    serving: Serving | None = None
 
 
 @dataclass(frozen=True)
@@ -147,8 +145,11 @@ def plan(
         sms = (_compute_capability(),)
         if {precision, rest} & {"bf16", "fp8"}:  # float32 has no least GPU there
             tensorrt.check_targets(sms, precision, rest, sms)
+    if wishes.timing_cache is not None:
+        timing_cache.check_place(wishes.timing_cache)
+    profiles, serving = _profiles(wishes, card, scratch)
     options = Options(
-        profiles=_profiles(wishes, card, scratch),
+        profiles=profiles,
         sms=sms,
         workspace=wishes.workspace_limit,
         optimization_level=wishes.builder_optimization_level,
@@ -156,26 +157,49 @@ def plan(
         hardware_compatibility=wishes.hardware_compatibility,
         refit=wishes.refit,
         strip_weights=wishes.strip_weights,
+        timing_cache=wishes.timing_cache,
     )
-    return Planned(flavour, tensorrt.version(flavour), options, _driver(flavour))
+    return Planned(flavour, tensorrt.version(flavour), options, _driver(flavour), serving)
 
 
-def _profiles(wishes: Wishes, card: Preprocessing, scratch: Scratch) -> tuple[Profile, ...]:
-    """As given, or planned for what is expected."""
+def _profiles(
+    wishes: Wishes, card: Preprocessing, scratch: Scratch
+) -> tuple[tuple[Profile, ...], Serving | None]:
+    """As given, or planned for what is expected; who serves the requests of a histogram."""
     shapes = (wishes.min_shapes, wishes.opt_shapes, wishes.max_shapes)
+    histogram = wishes.expect_histogram
+    if wishes.expect_coverage is not None and histogram is None:
+        raise InputError("--expect-coverage without --expect-histogram: a share of what?")
     expected = wishes.expect_sizes or wishes.expect_batches or wishes.memory is not None
-    if not expected:
-        return profiles_from(*shapes, card)
+    if not (expected or histogram):
+        return profiles_from(*shapes, card), None
     if any(shapes):
-        raise InputError(
-            "--expect-sizes plans the profiles, --max-shapes gives them: one of the two"
-        )
+        word = "--expect-histogram" if histogram else "--expect-sizes"
+        raise InputError(f"{word} plans the profiles, --max-shapes gives them: one of the two")
+    memory = None if wishes.memory is None else int(wishes.memory * (1 << 30))
+    if histogram is not None:
+        return _from_histogram(histogram, wishes, scratch, memory)
     for height, width in wishes.expect_sizes:
         if min(height, width) < SMALLEST_SIDE:
             raise InputError(f"--expect-sizes {height}x{width}: at least {SMALLEST_SIDE} pixels")
     sizes = wishes.expect_sizes or ((card.crop, card.crop),)
-    memory = None if wishes.memory is None else int(wishes.memory * (1 << 30))
-    return plan_profiles(sizes, _batches(wishes.expect_batches), scratch, memory)
+    return plan_profiles(sizes, _batches(wishes.expect_batches), scratch, memory), None
+
+
+def _from_histogram(
+    path: Path, wishes: Wishes, scratch: Scratch, memory: int | None
+) -> tuple[tuple[Profile, ...], Serving]:
+    if wishes.expect_sizes:
+        raise InputError("--expect-histogram has the sizes, --expect-sizes too: one of the two")
+    coverage = 100.0 if wishes.expect_coverage is None else wishes.expect_coverage
+    if not 0 < coverage <= 100:
+        raise InputError(f"--expect-coverage {coverage:g}: expected percent, above 0 to 100")
+    batches = _batches(wishes.expect_batches) if wishes.expect_batches else None
+    expected = read_histogram(path, batches)
+    # In fractions: 99.9 % of 1000 are 999, not 999.0000000000001.
+    spare = int(sum(one.count for one in expected) * (1 - Fraction(str(coverage)) / 100))
+    made = planner.plan(expected, scratch, memory, spare)
+    return made.profiles, planner.serving(made, expected)
 
 
 def _batches(text: str) -> tuple[int, int]:
@@ -204,14 +228,20 @@ def estimator(source: Path, precision: Precision, rest: Rest) -> Scratch:
         kind = rest if precision in ("int8", "fp8") else precision
         if kind == "fp16" or kind == "bf16":
             to_sixteen_bit(model, kind)
-        serialized: bytes = ir.to_proto(model).SerializeToString()
-        return serialized
+        return without_weights(ir.to_proto(model).SerializeToString())
 
     @functools.cache
     def scratch(shape: Dims) -> int:
         return scratch_estimate(graph(), shape)
 
     return scratch
+
+
+def left_out(planned: Planned | None) -> list[str]:
+    """A warning where the profiles do not hold everything that was expected."""
+    if planned is None or planned.serving is None or not planned.serving.left_out:
+        return []
+    return [f"{planner.describe_left_out(planned.serving)}; the engine refuses them"]
 
 
 def cache_key(planned: Planned, graph_sha256: str, made: Made, request: Request) -> str:
@@ -268,6 +298,8 @@ def build(
     write_text(log, built.log)
     rows = proof.prove(built.layers, _asked(made, request.precision))
     proof.enforce(rows, target.name)
+    if planned.options.timing_cache is not None:
+        timing_cache.store(planned.options.timing_cache, built.timings)
     fit = EngineFit(
         flavour=planned.flavour,
         version=planned.version,
@@ -283,30 +315,6 @@ def build(
         log=log.name,
     )
     return Proved(built.engine, fit, rows, _kinds(rows))
-
-
-ITSELF = "the engine itself, on the GPU here"
-"""What the gate looked at."""
-
-
-def judged(proved: Proved, staged: Path, metadata: ModelMetadata, judge: Judge) -> GateResult | str:
-    """The gate's word on the engine itself, or why it cannot be run on this machine.
-
-    Raises `DeviceError` when it could and the GPU refuses.
-    """
-    try:
-        here = loading.examine()
-        loading.check_fit(staged, proved.fit, here, "")
-        cuda = open_cuda()
-    except RestDeployError as error:
-        return error.message.replace(str(staged), "it")
-    options = GpuOptions(graphs=0)  # every batch once: nothing to capture for
-    runner = TensorRtRunner(proved.engine, proved.fit.flavour, cuda, options)
-    with Session(runner, metadata, staged, None) as session:
-        try:
-            return judge.engine(session, proved.fit.profiles)
-        except ShapeError as error:
-            return error.message
 
 
 def _asked(made: Made, precision: Precision) -> dict[Place, str]:

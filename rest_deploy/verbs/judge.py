@@ -9,12 +9,25 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from rest_deploy.contracts import Dims, GateBounds, GateResult, Profile
-from rest_deploy.errors import ShapeError
+from rest_deploy.contracts import (
+    Dims,
+    EngineFit,
+    GateBounds,
+    GateResult,
+    ModelMetadata,
+    Profile,
+)
+from rest_deploy.errors import RestDeployError, ShapeError
+from rest_deploy.runtime import loading
+from rest_deploy.runtime.cuda import open_cuda
 from rest_deploy.runtime.session import Session
+from rest_deploy.runtime.tensorrt import GpuOptions, TensorRtRunner
 from rest_deploy.verbs.gate import GateData, reference_logits
 from rest_deploy.verbs.make import Made, Request
 from rest_deploy.verify import gate
+
+ITSELF = "the engine itself, on the GPU here"
+"""What the gate looked at."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +102,27 @@ class Judge:
             relative_error=card.parity.relative_error,
             relative_error_fresh=card.parity.relative_error_fresh,
         )
+
+
+def on_gpu(
+    engine: bytes, fit: EngineFit, staged: Path, metadata: ModelMetadata, judge: Judge
+) -> GateResult | str:
+    """The gate's word on the engine itself, or why it cannot be run on this machine.
+
+    staged: where it is now. Raises `DeviceError` when it could be run and the GPU refuses.
+    """
+    try:
+        loading.check_fit(staged, fit, loading.examine(), "")
+        cuda = open_cuda()
+    except RestDeployError as error:
+        return error.message.replace(str(staged), "it")
+    options = GpuOptions(graphs=0)  # every batch once: nothing to capture for
+    runner = TensorRtRunner(engine, fit.flavour, cuda, options)
+    with Session(runner, metadata, staged, None) as session:
+        try:
+            return judge.engine(session, fit.profiles)
+        except ShapeError as error:
+            return error.message
 
 
 def batches_at(profiles: tuple[Profile, ...], size: tuple[int, ...]) -> tuple[int, int]:

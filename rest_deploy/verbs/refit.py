@@ -27,11 +27,9 @@ from rest_deploy.runtime import loading
 from rest_deploy.runtime.cuda import open_cuda
 from rest_deploy.runtime.refit import refit as replace_weights
 from rest_deploy.runtime.session import Session
-from rest_deploy.verbs import engine
-from rest_deploy.verbs.engine import Proved
 from rest_deploy.verbs.export import export
 from rest_deploy.verbs.gate import GATE_IMAGES, gate_data
-from rest_deploy.verbs.judge import Judge
+from rest_deploy.verbs.judge import ITSELF, Judge, on_gpu
 from rest_deploy.verbs.make import Request, make
 from rest_deploy.verbs.progress import Progress, silent, step, uncounted
 from rest_deploy.verify import gate
@@ -100,7 +98,7 @@ def refit(
     )
     target = output or path
     with staging(target.parent) as folder:
-        done = _refitted(content, sidecar, build, build.fit, request, folder, progress)
+        done = _refitted(content, sidecar, build.fit, request, folder, progress)
         staged = folder / target.name
         staged.write_bytes(done.engine)
         fit = msgspec.structs.replace(
@@ -164,7 +162,6 @@ def check_precision(precision: Precision) -> None:
 def _refitted(
     content: bytes,
     sidecar: Sidecar,
-    build: Build,
     fit: EngineFit,
     request: Request,
     folder: Path,
@@ -210,11 +207,10 @@ def _refitted(
     result, gated = None, ""
     if judge is not None:
         with step(progress, "compared the engine itself with the reference"):
-            proved = Proved(engine_bytes, fit, build.proof, build.obtained)
-            ran = engine.judged(proved, folder / sidecar.file, metadata, judge)
+            ran = on_gpu(engine_bytes, fit, folder / sidecar.file, metadata, judge)
         if isinstance(ran, str):
             raise InputError(f"the gate cannot run the refitted engine: {ran}", hint="--no-gate")
-        result, gated = ran, engine.ITSELF
+        result, gated = ran, ITSELF
         gate.enforce(result, "the refitted engine")
     return _Refitted(
         engine=engine_bytes,

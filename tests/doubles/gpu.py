@@ -15,6 +15,7 @@ from rest_deploy.runtime import loading
 from rest_deploy.runtime import tensorrt as runtime
 from rest_deploy.runtime.loading import Here
 from rest_deploy.verbs import engine as verb
+from rest_deploy.verbs import judge
 from tests.doubles.cuda import SimulatedCuda
 from tests.doubles.tensorrt import SimulatedTensorRt
 
@@ -40,7 +41,7 @@ def simulated_gpu(
     here = Here({flavour: str(real.__version__)}, sm, (13, 0))
     monkeypatch.setattr(loading, "examine", lambda *_: here)
     refit_module = importlib.import_module("rest_deploy.verbs.refit")  # the package has the verb
-    for place in (runtime, verb, refit_module):
+    for place in (runtime, judge, refit_module):
         monkeypatch.setattr(place, "open_cuda", lambda *_: cuda)
     monkeypatch.setattr(tensorrt, "load", lambda _: module)
     monkeypatch.setattr(tensorrt, "why_not", lambda name: None if name == flavour else "not here")

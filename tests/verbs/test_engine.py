@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 
 from rest_deploy.contracts import Profile
-from rest_deploy.engine.tensorrt import Options
+from rest_deploy.engine import proof, tensorrt
+from rest_deploy.engine.tensorrt import Built, Options
+from rest_deploy.errors import VerificationError
 from rest_deploy.verbs import engine
-from rest_deploy.verbs.engine import Planned, cache_key
+from rest_deploy.verbs.engine import Planned, Wishes, cache_key
 from rest_deploy.verbs.make import Request
 
 PROFILE = Profile(minimum=(1, 3, 32, 32), optimum=(1, 3, 64, 64), maximum=(2, 3, 64, 64))
@@ -60,6 +63,46 @@ def test_the_same_things_give_the_same_key() -> None:
 @pytest.mark.parametrize("name", CHANGED)
 def test_one_change_gives_another(name: str) -> None:
     assert cache_key(*CHANGED[name]) != cache_key(*BASE)
+
+
+def test_a_timing_cache_is_not_in_the_key() -> None:
+    """It decides how long the build takes; the engine with other timings is as good."""
+    with_cache = with_options(timing_cache=Path("timings"))
+    assert cache_key(with_cache, "g", made(), REQUEST) == cache_key(*BASE)
+
+
+@pytest.mark.parametrize("proven", [True, False])
+def test_timings_are_stored_after_the_proof(
+    proven: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that fails its proof leaves the file as it was."""
+    graph, timings = tmp_path / "graph.onnx", tmp_path / "timings"
+    graph.write_bytes(b"graph")
+    timings.write_bytes(b"before")
+
+    def enforce(*_: Any) -> None:
+        if not proven:
+            raise VerificationError("another precision")
+
+    built = Built(b"engine", (), 0, 1.0, "", timings=b"after")
+    monkeypatch.setattr(tensorrt, "build", lambda *_: built)
+    monkeypatch.setattr(engine, "_asked", lambda *_: {})
+    monkeypatch.setattr(proof, "enforce", enforce)
+    words = (with_options(timing_cache=timings), graph, made(), REQUEST, tmp_path / "x.engine")
+    with nullcontext() if proven else pytest.raises(VerificationError):
+        engine.build(*words, "key", lambda *_: None)
+    assert timings.read_bytes() == (b"after" if proven else b"before")
+
+
+def test_words_of_the_wishes() -> None:
+    wishes = Wishes(
+        expect_histogram=Path("log.csv"), expect_coverage=99.99975, memory=2.0,
+        timing_cache=Path("a/timings"), save_engine=Path("x.engine"),
+    )  # fmt: skip
+    assert wishes.words() == [
+        "--expect-histogram", "log.csv", "--expect-coverage", "99.99975", "--memory", "2",
+        "--timing-cache", "a/timings", "--save-engine", "x.engine",
+    ]  # fmt: skip
 
 
 def test_another_version_of_this_project(monkeypatch: pytest.MonkeyPatch) -> None:
