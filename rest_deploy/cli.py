@@ -215,13 +215,12 @@ def verify(
     """Compare MODEL (default: the newest export) with the PyTorch reference; exit 1 on failure."""
     from rest_deploy import artifact, verbs
     from rest_deploy.report import text
-    from rest_deploy.verify import parity
 
     report = verbs.verify(
         model,
         workspace=artifact.workspace(workspace),
-        sizes=sizes or parity.SIZES,
-        batches=batches or parity.BATCHES,
+        sizes=sizes,
+        batches=batches,
         **options,
     )
     _print(report, as_json, text.parity)

@@ -39,8 +39,7 @@ CLASSES = 10
 
 COMMANDS = (
     "build-engine", "calibrate", "doctor", "export", "inspect", "lint", "predict", "quantize",
-    "sensitivity", "variants",
-    "verify",
+    "refit", "sensitivity", "variants", "verify",
 )  # fmt: skip
 HEAVY = {"torch", "onnxruntime", "onnx", "onnxscript", "numpy", "PIL", "safetensors"}
 

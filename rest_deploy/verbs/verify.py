@@ -31,14 +31,15 @@ def verify(
     *,
     workspace: Path,
     reference: Precision = "float64",
-    sizes: Sequence[tuple[int, int]] = SIZES,
-    batches: Sequence[int] = BATCHES,
+    sizes: Sequence[tuple[int, int]] | None = None,
+    batches: Sequence[int] | None = None,
     images: Path | None = None,
     checkpoint: Path | None = None,
     threads: int | None = None,
 ) -> ParityReport:
-    """Compare an exported model (None: the newest of `workspace`) with the PyTorch reference.
+    """Compare a model or engine (None: the newest export of `workspace`) with PyTorch.
 
+    sizes, batches: None for the usual ones, of which an engine is asked those its profiles hold.
     images: a folder of photos; None: scikit-image's photos if it is installed, else seeded
     synthetic images. Raises `ArtifactError`, `CheckpointError`, `ImageError`.
     """
@@ -49,7 +50,11 @@ def verify(
     metadata = session.metadata
     make, source = _parity_images(images, session)
     module = load_reference(metadata, checkpoint)
-    cases = [Case(batch=b, height=h, width=w) for h, w in sizes for b in batches]
+    cases = [
+        Case(batch=b, height=h, width=w) for h, w in sizes or SIZES for b in batches or BATCHES
+    ]
+    if sizes is None and batches is None:
+        cases = _held(session, cases)
     limit = _bound(session)
     results = compare(session.run, Reference(module, reference), cases, make, limit)
     return ParityReport(
@@ -59,6 +64,22 @@ def verify(
         inputs=source,
         results=results,
     )
+
+
+def _held(session: Session, cases: list[Case]) -> list[Case]:
+    """Those that an engine's profiles hold; where it holds none, what it is tuned for."""
+    from rest_deploy.runtime.tensorrt import TensorRtRunner
+
+    if not isinstance(session.runner, TensorRtRunner):
+        return cases
+    profiles = session.runner.profiles
+    held = [
+        case
+        for case in cases
+        if any(profile.holds((case.batch, 3, case.height, case.width)) for profile in profiles)
+    ]
+    tuned = (profile.optimum for profile in profiles)
+    return held or [Case(batch=b, height=h, width=w) for b, _, h, w in tuned]
 
 
 def open_export(model: Path | None, workspace: Path) -> Session:
