@@ -104,14 +104,14 @@ def test_many_boxes_of_any_kind() -> None:
     """More than are searched: whole and within the limit; where it can be compared, near."""
     rng = random.Random(7)
     more: list[int] = []
-    while len(more) < 200:
+    while len(more) < 600:
         boxes = [(rng.randint(1, 60), rng.randint(1, 60), rng.randint(1, 60)) for _ in range(20)]
         front = maximal(boxes)
         if 7 <= len(front) <= partition.EXACT:
             fits = within(max(map(volume, front)) * (1 + rng.random()))
             exact, found = partition._search(front, fits), partition._heuristic(front, fits)
             more.append(len(found) - len(exact))
-    assert sum(more) <= 2
+    assert (sum(more), max(more)) == (2, 1), "as docs/tensorrt.md says"
     pairs = [(rng.randint(1, 64), rng.randint(1, 64)) for _ in range(60)]
     many = maximal((one, other, 10_000 // (one * other)) for one, other in pairs)
     assert len(many) > partition.EXACT
@@ -119,7 +119,7 @@ def test_many_boxes_of_any_kind() -> None:
     groups = fewest(many, fits)
     assert sorted(box for group in groups for box in group) == sorted(many)
     assert all(fits(common(group)) for group in groups)
-    assert len(groups) < len(many) / 2
+    assert len(groups) <= len(many) / 2
 
 
 def test_maximal() -> None:
