@@ -189,6 +189,23 @@ def build_engine(
 
 
 @main.command()
+@click.argument("engine", type=PATH)
+@click.option("--checkpoint", type=PATH, required=True, help=".pth or .safetensors, new weights.")
+@click.option("--output", type=PATH, help="Where the engine goes. [default: in its place]")
+@click.option("--no-gate", is_flag=True, help="Publish it however inaccurate it is.")
+@click.option("--gate-data", "gate_set", type=PATH, help="Its images. [default: held-out photos]")
+@click.option("--gate-images", type=click.IntRange(min=16), default=128, show_default=True)
+@json_option
+def refit(engine: Path, checkpoint: Path, as_json: bool, **options: Any) -> None:
+    """Replace the weights of ENGINE, which was built with --refit; needs its GPU."""
+    from rest_deploy import verbs
+    from rest_deploy.report.engine import refitted
+
+    report = verbs.refit(engine, checkpoint, progress=progress(as_json), **options)
+    _print(report, as_json, refitted)
+
+
+@main.command()
 @click.argument("model", type=PATH, required=False)
 @click.option(
     "--reference",

@@ -43,7 +43,7 @@ def test_a_server(workspace: Path, gpu: SimulatedTensorRt, photo: Path) -> None:
     said = done("build-engine", "--fp16", "--refit", "--workspace", workspace, *SMALL)
     engine = workspace / "rest_nano.fp16.tensorrt.engine"
     assert f"{engine}: " in said
-    assert "(of the engine itself, on the GPU here)" in said
+    assert "looked at the engine itself, on the GPU here" in said
     assert "warning" not in said
     graph = json.loads(done("predict", workspace / "rest_nano.onnx", photo, "--json"))
     found = json.loads(done("predict", engine, photo, "--json"))

@@ -92,13 +92,10 @@ def _text(path: Path) -> str:
             f"{path} has more than {LARGEST_BYTES >> 20} MiB",
             hint="count equal shapes: one row each, with a count",
         )
-    if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-        raise _wrong(
-            path, 1, "begins with a byte order mark; expected plain UTF-8 or ASCII",
-            hint="save it as CSV without one, as with: iconv or sed '1s/^\\xEF\\xBB\\xBF//'",
-        )  # fmt: skip
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise _wrong(path, 1, "is UTF-16; expected UTF-8", hint="save it as CSV UTF-8")
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")  # Excel writes a byte order mark
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise _wrong(path, line, f"not UTF-8: {error.reason}") from error

@@ -57,7 +57,12 @@ def build(report: BuildReport) -> str:
         reused = ", reused" if found.reused else ""
         lines.append(f"calibration: {found.table} ({found.images} images{reused})")
         lines += _health(found.source, found.health, found.sizes)
-    lines += ["", _layers(made, report.skipped), "", _gate(made.gate)]
+    lines += [
+        "",
+        _layers(made, report.skipped),
+        "",
+        _gate(made.gate, made.gated if made.fit else ""),
+    ]
     lines += [f"warning: {warning}" for warning in report.warnings]
     return "\n".join(lines)
 
@@ -112,10 +117,12 @@ def _layers(made: Build, skipped: dict[str, dict[str, int]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _gate(result: GateResult | None) -> str:
+def _gate(result: GateResult | None, gated: str) -> str:
     if result is None:
         return "gate: switched off"
     lines = [f"gate: {result.images} images ({result.source}) against {result.reference}"]
+    if gated:
+        lines.append(f"  looked at {gated}")
     lines += [
         f"  {'ok  ' if check.passed else 'FAIL'} {describe(check)}" for check in result.checks
     ]

@@ -229,7 +229,7 @@ def _build(
                 with step(progress, "compared the engine itself with the reference"):
                     ran = on_gpu(proved.engine, proved.fit, staged, source.metadata, judge)
                 if isinstance(ran, str):
-                    warnings.append(f"{NOT_RUN}: {ran}")
+                    warnings.insert(0, f"{NOT_RUN}: {ran}")
                 else:
                     result, gated = ran, ITSELF
                     gate.enforce(result, target.name)

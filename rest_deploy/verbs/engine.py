@@ -135,12 +135,12 @@ def plan(
     if not wishes.target_sm:  # of the default ones, those that have the precision
         sms = tensorrt.able(sms, precision, rest)
     tensorrt.check_targets(sms, precision, rest, known)
-    if (wishes.refit or wishes.strip_weights) and precision in ("int8", "fp8"):
-        raise InputError(f"--refit does not go with --{precision}: {tensorrt.NO_REFIT}")
     if flavour == "tensorrt-rtx":
         for name, why in tensorrt.NEEDS_GPU.items():
             if getattr(wishes, name):
                 raise InputError(f"--{name.replace('_', '-')} is not for TensorRT-RTX here: {why}")
+    if (wishes.refit or wishes.strip_weights) and precision in ("int8", "fp8"):
+        raise InputError(f"--refit does not go with --{precision}: {tensorrt.NO_REFIT}")
     if flavour == "tensorrt":
         sms = (_compute_capability(),)
         if {precision, rest} & {"bf16", "fp8"}:  # float32 has no least GPU there

@@ -33,6 +33,8 @@ def simulated_gpu(
     def remembered(flavour: Flavour, graph: bytes, options: Options, step: Step) -> Built:
         # NVIDIA's builder does not make refittable engines without a GPU.
         built = build(flavour, graph, replace(options, refit=False), step)
+        if flavour == "tensorrt":
+            built = replace(built, engine=b"ptrt" + built.engine)  # its engines begin otherwise
         file = folder / f"{len(module.engines)}.graph.onnx"
         file.write_bytes(graph)
         module.know(built.engine, file, options.profiles)
