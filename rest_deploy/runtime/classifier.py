@@ -38,9 +38,11 @@ class Classifier:
         self.session = session
 
     @classmethod
-    def open(cls, path: str | Path, *, threads: int | None = None) -> Classifier:
+    def open(
+        cls, path: str | Path, *, provider: str | None = None, threads: int | None = None
+    ) -> Classifier:
         """See `Session.open`."""
-        return cls(Session.open(path, threads=threads))
+        return cls(Session.open(path, provider=provider, threads=threads))
 
     def classify(
         self, image: str | Path | bytes | Image | npt.NDArray[np.uint8], top: int = 5

@@ -11,6 +11,7 @@ from rest_deploy.artifact import Sidecar, parse_metadata, read_sidecar
 from rest_deploy.contracts import SMALLEST_SIDE, ModelMetadata, Runner
 from rest_deploy.engine.onnxruntime import OnnxRuntimeRunner
 from rest_deploy.errors import ArtifactError, MissingDependencyError, ShapeError
+from rest_deploy.runtime.provider import provider_for
 
 Float32 = npt.NDArray[np.float32]
 
@@ -36,13 +37,14 @@ class Session:
         cls,
         path: str | Path,
         *,
-        provider: str = "cpu",
+        provider: str | None = None,
         threads: int | None = None,
         metadata: ModelMetadata | None = None,
     ) -> Session:
         """Load a model file written by rest-deploy; its sidecar, if there, must match its bytes.
 
-        provider: "cpu" or "cuda". threads: per operator, None for all cores. metadata: instead of
+        provider: of ONNX Runtime, a name of `engine.providers`; None for the one the file was built
+        for, else the CPU. threads: per operator, None for all cores. metadata: instead of
         the file's own.
         Raises `ArtifactError` (missing, damaged, foreign), `MissingDependencyError`.
         """
@@ -60,7 +62,8 @@ class Session:
         if path.suffix != ".onnx":
             raise ArtifactError(f"{path} has the suffix {path.suffix!r}; expected a .onnx model")
         sidecar = read_sidecar(path)
-        runner = OnnxRuntimeRunner(path, provider=provider, threads=threads)
+        name, options = provider_for(path, sidecar, provider)
+        runner = OnnxRuntimeRunner(path, provider=name, options=options, threads=threads)
         described = metadata or parse_metadata(runner.metadata_json, path)
         return cls(runner, described, path, sidecar)
 

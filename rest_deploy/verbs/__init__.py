@@ -14,6 +14,7 @@ from rest_deploy.verbs.inspect import Inspection, inspect
 from rest_deploy.verbs.lint import LintReport, lint
 from rest_deploy.verbs.make import Request
 from rest_deploy.verbs.progress import Counter, Progress, silent, uncounted
+from rest_deploy.verbs.provider import ProviderWishes, check_backend
 from rest_deploy.verbs.sensitivity import SensitivityReport, sensitivity
 from rest_deploy.verbs.variants import VariantRow, VariantTable, variants
 from rest_deploy.verbs.verify import open_session, verify
@@ -28,6 +29,7 @@ __all__ = [
     "Inspection",
     "LintReport",
     "Progress",
+    "ProviderWishes",
     "Request",
     "SensitivityReport",
     "VariantRow",
@@ -35,6 +37,7 @@ __all__ = [
     "Wishes",
     "build_engine",
     "calibrate",
+    "check_backend",
     "export",
     "file_name",
     "inspect",

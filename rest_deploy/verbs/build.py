@@ -19,6 +19,7 @@ from rest_deploy.contracts import (
     Precision,
     Profile,
     Proven,
+    ProviderFit,
     Struct,
 )
 from rest_deploy.engine.backends import Choice, choose
@@ -26,7 +27,7 @@ from rest_deploy.engine.tensorrt import MODULES as FLAVOURS
 from rest_deploy.errors import InputError, require
 from rest_deploy.quant.recipe import load_recipe
 from rest_deploy.runtime.session import Session
-from rest_deploy.verbs import engine
+from rest_deploy.verbs import engine, provider
 from rest_deploy.verbs.calibrate import CalibrationReport
 from rest_deploy.verbs.gate import GateData, gate_data, reference_logits
 from rest_deploy.verbs.make import Kinds, Made, Request, adapt, make, obtained, rest_for
@@ -63,18 +64,21 @@ def build_engine(
     workspace: Path,
     backend: str = "auto",
     wishes: engine.Wishes = engine.NO_WISHES,
+    through: provider.ProviderWishes = provider.NO_PROVIDER,
     progress: Progress = silent,
     counter: Counter = uncounted,
 ) -> BuildReport:
     """Engine for one backend from an exported float model (None: the newest of the workspace).
 
-    wishes: for TensorRT. An engine that was built from the same things is returned as it is.
+    wishes: for TensorRT. through: for ONNX Runtime, which of its providers. A TensorRT engine that
+    was built from the same things is returned as it is.
     Raises `MissingDependencyError` (no such backend here), `VerificationError` (the accuracy gate,
-    the precision proof), `BuildError` (NVIDIA's builder) and what `calibrate` raises; then nothing
-    is written but the calibration table and the builder's log.
+    the proof of precision or placement), `BuildError` (NVIDIA's builder) and what `calibrate`
+    raises; then nothing is written but the calibration table, the builder's log and the provider's
+    cache.
     """
-    choice = choose(backend, request.precision)
-    return _build(model, request, workspace, choice, progress, counter, wishes)
+    choice = provider.choose_with(through, backend, request.precision)
+    return _build(model, request, workspace, choice, progress, counter, wishes, through)
 
 
 class EnginePlan(Struct, frozen=True):
@@ -166,6 +170,7 @@ def _build(
     progress: Progress,
     counter: Counter,
     wishes: engine.Wishes = engine.NO_WISHES,
+    through: provider.ProviderWishes = provider.NO_PROVIDER,
 ) -> BuildReport:
     require("onnxruntime", "onnxruntime")
     require("onnx_ir", "export")
@@ -174,9 +179,11 @@ def _build(
     started = time.monotonic()
     source = open_export(model, workspace)
     metadata = source.metadata
-    rest = rest_for(request, choice.backend if choice else None)
+    route = provider.route(through, wishes, metadata.card.preprocessing, request)
+    rest = rest_for(request, route.name if route else choice.backend if choice else None)
     planned = None
-    if choice is not None and (wishes != engine.NO_WISHES or choice.backend in FLAVOURS):
+    asked = wishes != engine.NO_WISHES and route is None
+    if choice is not None and (asked or choice.backend in FLAVOURS):
         scratch = engine.estimator(source.path, request.precision, rest)
         planned = engine.plan(
             choice.backend, wishes, request.precision, rest, metadata.card.preprocessing, scratch
@@ -187,14 +194,16 @@ def _build(
             progress(f"{words} of scratch memory", time.monotonic() - started)
     data = gate_data(metadata, request.gate_data, request.gate_images) if request.gate else None
     made = make(source, request, rest, workspace, progress, counter)
-    if choice is not None:
+    if choice is not None and route is None:
         made = adapt(made, source.path, choice.backend, workspace)
     kinds = made.asked
     label = made.calibration.recipe.name if made.calibration else request.precision
-    target = _target(source, label, choice.backend if choice else "", workspace, wishes)
+    backend = route.name if route else choice.backend if choice else ""
+    target = _target(source, label, backend, workspace, wishes)
     warnings = _warnings(request, metadata, running=planned is None)
     fit: EngineFit | None = None
     rows: tuple[Proven, ...] = ()
+    ran: ProviderFit | None = None
     with staging(target.parent) as folder:
         staged, proof = folder / f"{target.stem}.onnx", folder / "proof.onnx"
         ir.save(made.model, staged)
@@ -204,16 +213,23 @@ def _build(
             if ready is not None and ready.build is not None:
                 return _report(target, ready, ready.build, source, made, choice, started, warnings,
                                cached=True)  # fmt: skip
+        elif route is not None:
+            options = route.options(staged, target, metadata)
+            with step(progress, f"proved that {route.backend} runs it"):
+                ran = provider.prove(route, staged, options, target.name)
+            kinds = provider.told(route, made, request.precision)
+            warnings += provider.remarks(route)
         elif choice is not None:
             kinds = obtained(staged)
-            warnings += _shortfall(made, kinds, request, choice.backend)
+            warnings += provider.shortfall(made, kinds, request, choice.backend)
         result = None
         if data is not None:
             if made.proof is not made.model:
                 ir.save(made.proof, proof)
             with step(progress, f"compared with the reference on {len(data.images)} images"):
                 used = proof if made.proof is not made.model else staged
-                result = _judge(source, staged, used, made, data, request)
+                infer = provider.infer(route, staged, options, metadata) if route else None
+                result = _judge(source, staged, used, made, data, request, infer)
             gate.enforce(result, target.name)
         if planned is not None:
             proved = engine.build(planned, staged, made, request, target, key, counter)
@@ -232,9 +248,11 @@ def _build(
             recipe=made.calibration.recipe.name if made.calibration else "",
             table_sha256=made.calibration.table_sha256 if made.calibration else "",
             gate=result,
-            gated=_gated(made, planned is not None) if result else "",
+            gated=_gated(made, planned is not None, route) if result else "",
             fit=fit,
             proof=rows,
+            provider=route.provider.name if route else "",
+            through=ran,
         )
         sidecar = Sidecar(
             schema=1,
@@ -245,7 +263,7 @@ def _build(
             metadata=metadata,
             parity=None,
             passes=made.passes,
-            command=_command(source.path, request, choice, wishes),
+            command=_command(source.path, request, choice, [*wishes.words(), *through.words()]),
             build=built,
         )
         if planned is not None:
@@ -266,8 +284,10 @@ def _warnings(request: Request, metadata: ModelMetadata, *, running: bool) -> li
     return warnings
 
 
-def _gated(made: Made, engine_file: bool) -> str:
+def _gated(made: Made, engine_file: bool, route: provider.Route | None) -> str:
     """What the gate looked at."""
+    if route is not None:
+        return f"the file, on {route.backend}"
     what = "the ONNX graph it was built from" if engine_file else "the file"
     rounded = "" if made.proof is made.model else ", rounded to 16 bits after every operator"
     return f"{what}{rounded}, on onnxruntime/cpu"
@@ -308,11 +328,15 @@ def _judge(
     made: Made,
     data: GateData,
     request: Request,
+    infer: gate.Infer | None,
 ) -> GateResult:
+    """infer: of the provider that is built for; None: `proof` on the CPU."""
     metadata = source.metadata
     expected, name = reference_logits(source, data.images, request.checkpoint)
-    session = Session.open(proof, metadata=metadata) if proof != staged else Session.open(staged)
-    actual = gate.logits(session.run, data.images)
+    if infer is None:
+        opened = Session.open(proof, metadata=metadata) if proof != staged else Session.open(staged)
+        infer = opened.run
+    actual = gate.logits(infer, data.images)
     if request.precision == "fp32":
         # No precision is given up: the bounds of an export.
         parity = metadata.card.parity
@@ -336,36 +360,8 @@ def _judge(
     )
 
 
-def _shortfall(made: Made, kinds: Kinds, request: Request, backend: str) -> list[str]:
-    """Where the backend computes in another type than the recipe asks for."""
-    if request.precision in ("fp16", "fp8"):
-        return [
-            f"{backend} on a CPU has no {request.precision} kernels: it computes in float32, "
-            "no faster"
-        ]
-    if request.precision != "int8":
-        return []
-    left = _roles(made.float_places)
-    missing = {
-        role: f"{role} {counts['int8'] - kinds.get(role, {}).get('int8', 0)} of {counts['int8']}"
-        for role, counts in made.asked.items()
-        if kinds.get(role, {}).get("int8", 0) < counts["int8"]
-    }
-    without = ", ".join(words for role, words in missing.items() if role in left)
-    others = ", ".join(words for role, words in missing.items() if role not in left)
-    warnings = []
-    if without:
-        warnings.append(f"{backend} has no integer kernels here, so float weights stay: {without}")
-    if others:
-        warnings.append(f"{backend} computes these in float, after dequantizing: {others}")
-    return warnings
-
-
-def _roles(places: Iterable[str]) -> set[str]:
-    return {place.partition(":")[2] for place in places}
-
-
-def _command(model: Path, request: Request, choice: Choice | None, wishes: engine.Wishes) -> str:
+def _command(model: Path, request: Request, choice: Choice | None, more: list[str]) -> str:
+    """more: of the backend's own options."""
     words = ["rest-deploy", "quantize" if choice is None else "build-engine", str(model)]
     words += [f"--{request.precision}"]
     if choice is not None:
@@ -385,5 +381,5 @@ def _command(model: Path, request: Request, choice: Choice | None, wishes: engin
         words += ["--io-type", request.io_type]
     if not request.gate:
         words += ["--no-gate"]
-    words += wishes.words()
+    words += more
     return shlex.join(words)
