@@ -48,8 +48,8 @@ _TABLE = (
     Provider("cuda", "CUDAExecutionProvider", frozenset({"fp32", "fp16", "bf16"}), GPU_PACKAGE,
              "it has no kernels that multiply 8-bit tensors of a Q/DQ graph, and computes them in "
              "float after dequantizing"),
-    Provider("tensorrt", "TensorrtExecutionProvider", ALL,
-             f"{GPU_PACKAGE}, and the TensorRT it was built for", compiles=True),
+    # The package is built for one major version of TensorRT and does not bring it.
+    Provider("tensorrt", "TensorrtExecutionProvider", ALL, GPU_PACKAGE, compiles=True),
     Provider("nv-tensorrt-rtx", "NvTensorRTRTXExecutionProvider", ALL,
              "pip install 'rest-deploy[onnxruntime-rtx]'", plugin=PLUGIN_MODULE, compiles=True),
 )  # fmt: skip
@@ -152,7 +152,7 @@ def _tensorrt(options: ProviderOptions) -> dict[str, str]:
 
 
 def _rtx(options: ProviderOptions) -> dict[str, str]:
-    """The device is chosen by handing it over; see `onnxruntime._session`."""
+    """The device is chosen by handing it over; see `onnxruntime_session`."""
     if len(options.profiles) > 1:
         raise InputError(
             f"nv-tensorrt-rtx takes one profile here, got {len(options.profiles)}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rest_deploy.artifact import Sidecar, sha256_file
-from rest_deploy.engine.onnxruntime import version
+from rest_deploy.engine.onnxruntime_session import version
 from rest_deploy.engine.profiles import default_profiles
 from rest_deploy.engine.providers import DEFAULTS, ProviderOptions, known
 

@@ -13,8 +13,9 @@ from rest_deploy.artifact import sha256_file
 from rest_deploy.contracts import ModelMetadata, Precision, Preprocessing, Profile, ProviderFit
 from rest_deploy.engine import placement, providers
 from rest_deploy.engine.backends import BackendName, Choice, choose
-from rest_deploy.engine.onnxruntime import OnnxRuntimeRunner, check_provider, version
+from rest_deploy.engine.onnxruntime import OnnxRuntimeRunner
 from rest_deploy.engine.onnxruntime import placement as run_once
+from rest_deploy.engine.onnxruntime_session import check_provider, version
 from rest_deploy.engine.profiles import profiles_from
 from rest_deploy.engine.providers import Provider, ProviderOptions
 from rest_deploy.errors import BuildError, InputError
