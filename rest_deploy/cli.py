@@ -16,9 +16,12 @@ from rest_deploy.options import (
     calibration_options,
     images,
     json_option,
+    provider_option,
+    provider_options,
     request,
     tensorrt_options,
     threads_option,
+    through,
     wishes,
     workspace_option,
 )
@@ -156,6 +159,7 @@ def quantize(model: Path | None, workspace: Path | None, as_json: bool, **option
 @click.argument("model", type=PATH, required=False)
 @click.option("--backend", default="auto", show_default=True,
               help="auto, tensorrt, tensorrt-rtx, onnxruntime.")  # fmt: skip
+@provider_options
 @build_options
 @tensorrt_options
 def build_engine(
@@ -171,7 +175,8 @@ def build_engine(
     from rest_deploy.report import quantization as text
     from rest_deploy.report.engine import engine_plan
 
-    wanted, asked, folder = wishes(options), request(options), artifact.workspace(workspace)
+    wanted, used = wishes(options), through(options, backend)
+    asked, folder = request(options), artifact.workspace(workspace)
     if dry_run:
         plan = verbs.plan_engine(model, asked, workspace=folder, backend=backend, wishes=wanted)
         _print(plan, as_json, engine_plan)
@@ -182,6 +187,7 @@ def build_engine(
         workspace=folder,
         backend=backend,
         wishes=wanted,
+        through=used,
         progress=progress(as_json),
         counter=counter(as_json),
     )
@@ -218,6 +224,7 @@ def refit(engine: Path, checkpoint: Path, as_json: bool, **options: Any) -> None
 @click.option("--batches", type=Numbers(), help="Like 1,5. [default: 1,5]")
 @click.option("--images", type=PATH, help="Folder of photos. [default: scikit-image's]")
 @click.option("--checkpoint", type=PATH, help="Where the exported weights are now.")
+@provider_option
 @threads_option
 @workspace_option
 @json_option
@@ -255,21 +262,15 @@ def verify(
     metavar="EXPORT",
     help="Run an engine without a sidecar; EXPORT is the model it was built from.",
 )
+@provider_option
 @threads_option
 @json_option
-def predict(
-    model: Path,
-    images: tuple[Path, ...],
-    top: int,
-    trust: Path | None,
-    threads: int | None,
-    as_json: bool,
-) -> None:
+def predict(model: Path, images: tuple[Path, ...], top: int, as_json: bool, **options: Any) -> None:
     """Classify IMAGES with MODEL, an ONNX file or an engine. Needs no PyTorch."""
     from rest_deploy.report import text
     from rest_deploy.runtime.classifier import Classifier
 
-    classifier = Classifier.open(model, threads=threads, trust=trust)
+    classifier = Classifier.open(model, **options)
     found = [
         text.ImagePredictions(image=str(image), predictions=tuple(classifier.classify(image, top)))
         for image in images

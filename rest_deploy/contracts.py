@@ -259,6 +259,16 @@ class Proven(Struct, frozen=True):
     obtained: tuple[str, ...]
 
 
+class ProviderFit(Struct, frozen=True):
+    """What an engine for one of ONNX Runtime's providers was built with: onnxruntime's version,
+    shapes of one that compiles, cache folder ("": beside the file), nodes each provider ran."""
+
+    version: str
+    nodes: dict[str, int]
+    profiles: tuple[Profile, ...] = ()
+    cache: str = ""
+
+
 class Build(Struct, frozen=True):
     """How an engine came about: precision asked for and obtained, and the proof.
 
@@ -266,7 +276,7 @@ class Build(Struct, frozen=True):
     backend's kernels compute in -> how many. `float_places`: what the recipe quantizes and this
     backend has no integer kernels for. `gate` is None when it was switched off (--no-gate);
     `gated`: what it looked at. Hashes: of the float model, of the calibration table. `fit` and
-    `proof`: of TensorRT engines.
+    `proof`: of TensorRT engines. `provider`: ONNX Runtime's, empty for its CPU; `through`: of one.
     """
 
     precision: Precision
@@ -282,6 +292,8 @@ class Build(Struct, frozen=True):
     gated: str = ""
     fit: EngineFit | None = None
     proof: tuple[Proven, ...] = ()
+    provider: str = ""
+    through: ProviderFit | None = None
 
 
 class Published(Struct, frozen=True):

@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 
 from rest_deploy import cuda_driver
 from rest_deploy.contracts import Struct
+from rest_deploy.engine.providers import GPU_PACKAGE, PROVIDERS, Provider
 from rest_deploy.errors import MissingDependencyError
 
 Area = Literal["python", "cpu", "memory", "package", "gpu", "job"]
@@ -40,8 +41,9 @@ NOT_RTX = {9: "Hopper", 10: "data-centre Blackwell", 11: "Thor"}
 
 EXPORT = "'rest-deploy[export]'"
 ORT = "'rest-deploy[onnxruntime]'"
-# Both packages are the module onnxruntime and overwrite each other: only one at a time.
-GPU_ORT = "pip uninstall -y onnxruntime && pip install 'rest-deploy[onnxruntime-gpu]'"
+GPU_ORT = GPU_PACKAGE
+PROVIDER_ROWS = {"cuda": "cuda provider", "tensorrt": "trt provider",
+                 "nv-tensorrt-rtx": "rtx provider"}  # fmt: skip
 
 
 class Row(Struct, frozen=True, kw_only=False):
@@ -221,10 +223,25 @@ def _providers() -> Iterable[Row]:
 
     names: list[str] = onnxruntime.get_available_providers()
     yield Row("package", "providers", "usable", f"onnxruntime offers {', '.join(names)}")
-    good = "compiled in, which is only real with a driver and a GPU (below)"
-    bad = "this onnxruntime is built without CUDA (fine where there is no NVIDIA GPU)"
-    fits = "CUDAExecutionProvider" in names
-    yield _either("package", "cuda provider", good, "missing", bad, GPU_ORT, fits=fits)
+    for name, row in PROVIDER_ROWS.items():
+        yield _provider(row, PROVIDERS[name], names)
+
+
+def _provider(name: str, provider: Provider, names: list[str]) -> Row:
+    """Looked up, not loaded: a session says what else it lacks."""
+    option = f"--provider {provider.name}:"
+    needs = "a driver and a GPU (below)"
+    if provider.plugin:
+        here, lacking = "its plugin is installed", "its plugin is not installed"
+        fits = _importable(provider.plugin)
+    else:
+        here, lacking = "compiled in", "this onnxruntime is built without it"
+        fits = provider.ort_name in names
+    if provider.name == "tensorrt":
+        needs = "a driver, a GPU (below) and the libraries of TensorRT"
+    good = f"{option} {here}, which is only real with {needs}"
+    bad = f"{option} {lacking} (fine where there is no NVIDIA GPU)"
+    return _either("package", name, good, "missing", bad, provider.install, fits=fits)
 
 
 def _gpus() -> Iterable[Row]:

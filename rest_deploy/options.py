@@ -10,7 +10,7 @@ import click
 from rest_deploy.console import Sizes
 
 if TYPE_CHECKING:
-    from rest_deploy.verbs import Images, Request, Wishes
+    from rest_deploy.verbs import Images, ProviderWishes, Request, Wishes
 
 PATH = click.Path(path_type=Path)
 
@@ -121,6 +121,30 @@ def tensorrt_options(function: Any) -> Any:
     return function
 
 
+def provider_option(function: Any) -> Any:
+    from rest_deploy.engine.providers import NAMES
+
+    text = "Of ONNX Runtime. [default: the one MODEL was built for, else cpu]"
+    return click.option("--provider", type=click.Choice(NAMES), help=text)(function)
+
+
+def provider_options(function: Any) -> Any:
+    """For `--backend onnxruntime`; `through` reads them."""
+    from rest_deploy.engine.providers import NAMES
+
+    options: list[Any] = [
+        click.option("--provider", type=click.Choice(NAMES),
+                     help="With --backend onnxruntime: what of it computes. [default: cpu]"),
+        click.option("--provider-cache", type=PATH, metavar="DIR",
+                     help="For what the provider compiles. [default: FILE.cache beside it]"),
+        click.option("--embed-context", is_flag=True,
+                     help="Also an ONNX file with the provider's engine inside, in the cache."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def request(options: dict[str, Any]) -> Request:
     from rest_deploy.errors import InputError
     from rest_deploy.verbs import Request
@@ -141,6 +165,19 @@ def wishes(options: dict[str, Any]) -> Wishes:
     found = {name: options.pop(name) for name in Wishes.__dataclass_fields__}
     found["target_sm"] = tuple(sm.strip() for sm in found["target_sm"].split(",") if sm.strip())
     return Wishes(**found)
+
+
+def through(options: dict[str, Any], backend: str) -> ProviderWishes:
+    """Takes `provider_options` out of the options. Raises `InputError` for another backend."""
+    from rest_deploy.verbs import ProviderWishes, check_backend
+
+    found = ProviderWishes(
+        provider=options.pop("provider") or "",
+        cache=options.pop("provider_cache"),
+        embed_context=options.pop("embed_context"),
+    )
+    check_backend(found, backend)
+    return found
 
 
 def images(options: dict[str, Any]) -> Images:

@@ -22,6 +22,7 @@ import pytest
 from rest_deploy import cuda_driver, doctor
 from rest_deploy.artifact import to_json
 from rest_deploy.doctor import PACKAGES, Report, Row, examine, render
+from rest_deploy.engine.providers import PLUGIN_MODULE
 
 ROOT = Path(doctor.__file__).parents[1]
 JOBS = ["export", "run on CPU", "run on CUDA", "build TensorRT"]
@@ -462,6 +463,26 @@ class TestJobs:
         assert states(report)["run on CUDA"] == "missing"
         machine.cuda(FakeCuda((8, 9)))
         assert states(examine())["run on CUDA"] == "usable"
+
+    def test_each_provider_has_its_row_and_reason(self, machine: Machine) -> None:
+        machine.packages({"onnxruntime": "1.32.0"})
+        report = examine()
+        for name, option, mend in (
+            ("cuda provider", "cuda", "rest-deploy[onnxruntime-gpu]"),
+            ("trt provider", "tensorrt", "rest-deploy[onnxruntime-gpu]"),
+            ("rtx provider", "nv-tensorrt-rtx", "rest-deploy[onnxruntime-rtx]"),
+        ):
+            found = row(report, name)
+            assert found.state == "missing"
+            assert found.detail.startswith(f"--provider {option}: ")
+            assert mend in found.mend
+        machine.packages({"onnxruntime-gpu": "1.31.1"}, {"onnxruntime", PLUGIN_MODULE})
+        machine.providers("TensorrtExecutionProvider", "CUDAExecutionProvider")
+        report = examine()
+        assert row(report, "trt provider").state == row(report, "rtx provider").state == "usable"
+        assert "libraries of TensorRT" in row(report, "trt provider").detail
+        assert "plugin is installed" in row(report, "rtx provider").detail
+        assert states(report)["run on CUDA"] == "missing", "a provider is no GPU"
 
     def test_gpu_without_the_cuda_provider_is_not_enough(self, machine: Machine) -> None:
         machine.packages({"onnxruntime": "1.32.0"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,13 +12,14 @@ import numpy.typing as npt
 
 from rest_deploy.artifact import METADATA_KEY
 from rest_deploy.contracts import TensorSpec
-from rest_deploy.errors import ArtifactError, MissingDependencyError, require
+from rest_deploy.engine.onnxruntime_session import open_session, reason
+from rest_deploy.engine.placement import Placement, placed, read_profile
+from rest_deploy.engine.providers import DEFAULTS, ProviderOptions, known
+from rest_deploy.errors import ArtifactError
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
@@ -27,40 +27,22 @@ _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uin
 class OnnxRuntimeRunner:
     """One model loaded by ONNX Runtime. `infer` is thread-safe: sessions are immutable."""
 
-    def __init__(self, path: Path, *, provider: str = "cpu", threads: int | None = None) -> None:
-        """provider: a key of `PROVIDERS`; it must really run, ONNX Runtime's silent fallback to
-        the CPU is an error. threads: for one operator; None lets ONNX Runtime take all cores.
+    def __init__(
+        self,
+        path: Path,
+        *,
+        provider: str = "cpu",
+        options: ProviderOptions = DEFAULTS,
+        threads: int | None = None,
+    ) -> None:
+        """provider: a name of `engine.providers`; it must really run, ONNX Runtime's silent
+        fallback to the CPU is an error. threads: for one operator; None lets ONNX Runtime take all
+        cores.
 
         Raises `ArtifactError` for a file it cannot load, `MissingDependencyError` when the package
-        or the provider is not here.
+        or the provider is not here, `InputError` for options the provider does not have.
         """
-        require("onnxruntime", "onnxruntime")
-        import onnxruntime as ort
-
-        wanted = PROVIDERS[provider]
-        if wanted not in ort.get_available_providers():
-            raise MissingDependencyError(
-                f"this onnxruntime has no {wanted}; "
-                f"it has {', '.join(ort.get_available_providers())}",
-                hint="pip install 'rest-deploy[onnxruntime-gpu]'",
-            )
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors; its warnings concern its own optimizer
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        try:
-            self._session: onnxruntime.InferenceSession = ort.InferenceSession(
-                str(path), options, providers=[wanted]
-            )
-        except Exception as error:  # its exception classes share no public base
-            reason = re.sub(r"\s+", " ", str(error))[:300]
-            raise ArtifactError(f"ONNX Runtime cannot load {path}: {reason}") from error
-        running = self._session.get_providers()
-        if running[0] != wanted:
-            raise MissingDependencyError(
-                f"{wanted} was asked for, ONNX Runtime runs {running[0]}",
-                hint="rest-deploy doctor shows what is missing",
-            )
+        self._session = open_session(path, provider, options, threads=threads)
         self.backend = f"onnxruntime/{provider}"
         self.inputs = tuple(_spec(argument) for argument in self._session.get_inputs())
         self.outputs = tuple(_spec(argument) for argument in self._session.get_outputs())
@@ -75,10 +57,57 @@ class OnnxRuntimeRunner:
         self, feeds: Mapping[str, npt.NDArray[np.generic]]
     ) -> dict[str, npt.NDArray[np.generic]]:
         names = [spec.name for spec in self.outputs]
-        return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        try:
+            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        except Exception as error:
+            if self.backend == "onnxruntime/cpu":
+                raise
+            shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
+            raise ArtifactError(
+                f"{self.backend} cannot run {shapes}: {reason(error)}",
+                hint="rest-deploy inspect shows the profiles that a compiled provider is held to",
+            ) from error
 
     def close(self) -> None:
         """ONNX Runtime gives its memory back with the object."""
+
+
+def placement(
+    path: Path, provider: str, options: ProviderOptions = DEFAULTS, *, batch: int = 1
+) -> Placement:
+    """Run the model once on noise, profiled: which provider computed each node.
+
+    The images are 64x64, or of the least shape of the first profile. Raises what
+    `OnnxRuntimeRunner` does, and `VerificationError` for a profile that tells nothing.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(path, provider, options, profile=Path(folder) / "profile")
+        (image,) = session.get_inputs()
+        shape = options.profiles[0].minimum if options.profiles else (batch, 3, 64, 64)
+        noise = np.random.default_rng(0).standard_normal(shape)
+        try:
+            session.run(None, {image.name: noise.astype(_DTYPES[image.type])})
+        except Exception as error:
+            raise ArtifactError(f"ONNX Runtime cannot run {path}: {reason(error)}") from error
+        text = Path(session.end_profiling()).read_text(encoding="utf-8")
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    makers = {output: node for node in nodes for output in node.output}
+    return placed(
+        read_profile(text),
+        known(provider).ort_name,
+        INTEGER_KERNELS | FLOAT_KERNELS,
+        lambda name: _layer(name, makers),
+    )
+
+
+def _layer(name: str, makers: Mapping[str, onnx.NodeProto]) -> str:
+    """ "stage1.0:mlp" of a node after fusions; its own name where it has no role."""
+    from rest_deploy.graph.roles import place
+
+    original = _original_name(name, makers)
+    return str(place(original) or original)
 
 
 def _spec(argument: onnxruntime.NodeArg) -> TensorSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rest_deploy.contracts import EngineFit
+from rest_deploy.contracts import EngineFit, ProviderFit
 from rest_deploy.engine.planner import Serving, describe_left_out
 from rest_deploy.engine.profiles import describe as describe_profile
 from rest_deploy.verbs import EnginePlan, RefitReport
@@ -18,6 +18,17 @@ def fit_lines(fit: EngineFit) -> list[str]:
           for index, profile in enumerate(fit.profiles)),
         f"scratch memory of one context: {fit.scratch_bytes / 1e6:.0f} MB; {fit.layers} layers, "
         f"built in {fit.build_seconds:.1f} s, log: {fit.log}",
+    ]  # fmt: skip
+
+
+def provider_lines(fit: ProviderFit) -> list[str]:
+    """What one of ONNX Runtime's providers ran, and for which shapes it compiles."""
+    nodes = ", ".join(f"{count} on {name}" for name, count in fit.nodes.items())
+    return [
+        f"ran on: onnxruntime {fit.version}, nodes: {nodes}",
+        *(f"profile {index}: {describe_profile(profile)}"
+          for index, profile in enumerate(fit.profiles)),
+        *([f"cache: {fit.cache}"] if fit.cache else []),
     ]  # fmt: skip
 
 

@@ -79,7 +79,8 @@ def _backend(report: BuildReport) -> str:
     if report.build.backend == "onnx":
         return "for any backend that takes ONNX; build-engine makes an engine for this machine"
     passed = "; ".join(f"not {name}: {reason}" for name, reason in report.passed_over)
-    line = f"backend: {report.build.backend}" + (f" ({passed})" if passed else "")
+    through = f"/{report.build.provider}" if report.build.provider else ""
+    line = f"backend: {report.build.backend}{through}" + (f" ({passed})" if passed else "")
     return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rest_deploy.contracts import Build, ModelMetadata, Struct
-from rest_deploy.report.engine import fit_lines
+from rest_deploy.report.engine import fit_lines, provider_lines
 from rest_deploy.runtime.classifier import Prediction
 from rest_deploy.verbs import ExportReport, Inspection, VariantTable
 from rest_deploy.verify.parity import CaseResult, ParityReport
@@ -155,9 +155,13 @@ def _describe_build(build: Build) -> list[str]:
     for counts in build.obtained.values():
         kinds.update(counts)
     computes = ", ".join(f"{count} in {kind}" for kind, count in kinds.items())
+    through = f"/{build.provider}" if build.provider else ""
     lines = [
-        f"  {'precision':<13} {build.precision} for {build.backend}, matrix layers: {computes}",
+        f"  {'precision':<13} {build.precision} for {build.backend}{through}, "
+        f"matrix layers: {computes}",
     ]
+    if build.through is not None:
+        lines += [f"  {line}" for line in provider_lines(build.through)]
     if build.fit is not None:
         lines += [f"  {line}" for line in fit_lines(build.fit)]
     if build.table_sha256:
@@ -168,7 +172,7 @@ def _describe_build(build: Build) -> list[str]:
         return [*lines, f"  {'gate':<13} switched off (--no-gate)"]
     worst = "; ".join(f"{check.name} {check.value:.3g}" for check in build.gate.checks)
     verdict = "passed" if build.gate.passed else "FAILED"
-    on = f" (of {build.gated})" if build.fit is not None else ""
+    on = f" (of {build.gated})" if build.fit is not None or build.provider else ""
     return [*lines, f"  {'gate':<13} {verdict} on {build.gate.source}{on}: {worst}"]
 
 

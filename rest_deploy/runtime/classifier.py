@@ -44,12 +44,13 @@ class Classifier:
         cls,
         path: str | Path,
         *,
+        provider: str | None = None,
         threads: int | None = None,
         gpu: GpuOptions | None = None,
         trust: str | Path | None = None,
     ) -> Classifier:
         """See `Session.open`."""
-        return cls(Session.open(path, threads=threads, gpu=gpu, trust=trust))
+        return cls(Session.open(path, provider=provider, threads=threads, gpu=gpu, trust=trust))
 
     def classify(
         self, image: str | Path | bytes | Image | npt.NDArray[np.uint8], top: int = 5

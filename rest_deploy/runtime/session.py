@@ -13,6 +13,7 @@ from rest_deploy.artifact import Sidecar, parse_metadata, read_sidecar
 from rest_deploy.contracts import SMALLEST_SIDE, ModelMetadata, Runner
 from rest_deploy.engine.onnxruntime import OnnxRuntimeRunner
 from rest_deploy.errors import ArtifactError, InputError, ShapeError
+from rest_deploy.runtime.provider import provider_for
 
 if TYPE_CHECKING:
     from rest_deploy.runtime.exchange import DeviceArray
@@ -42,7 +43,7 @@ class Session:
         cls,
         path: str | Path,
         *,
-        provider: str = "cpu",
+        provider: str | None = None,
         threads: int | None = None,
         gpu: GpuOptions | None = None,
         trust: str | Path | None = None,
@@ -50,7 +51,8 @@ class Session:
     ) -> Session:
         """Load a model file written by rest-deploy; its sidecar, if there, must match its bytes.
 
-        provider and threads: for .onnx; "cpu" or "cuda", and per operator, None for all cores.
+        provider and threads: for .onnx; of ONNX Runtime, a name of `engine.providers`, None for the
+        one the file was built for, else the CPU; and per operator, None for all cores.
         gpu and trust: for .engine; `trust` names the export that an engine without a sidecar was
         built from, and loads it although nothing says who built it: an engine is executable code.
         metadata: instead of the file's own.
@@ -68,7 +70,8 @@ class Session:
         if trust is not None:
             raise InputError(f"{path} is no engine: an ONNX model runs no code, nothing to trust")
         sidecar = read_sidecar(path)
-        runner = OnnxRuntimeRunner(path, provider=provider, threads=threads)
+        name, options = provider_for(path, sidecar, provider)
+        runner = OnnxRuntimeRunner(path, provider=name, options=options, threads=threads)
         described = metadata or parse_metadata(runner.metadata_json, path)
         return cls(runner, described, path, sidecar)
 

@@ -14,6 +14,7 @@ from rest_deploy.verbs.inspect import Inspection, inspect
 from rest_deploy.verbs.lint import LintReport, lint
 from rest_deploy.verbs.make import Request
 from rest_deploy.verbs.progress import Counter, Progress, silent, uncounted
+from rest_deploy.verbs.provider import ProviderWishes, check_backend
 from rest_deploy.verbs.refit import RefitReport, refit
 from rest_deploy.verbs.sensitivity import SensitivityReport, sensitivity
 from rest_deploy.verbs.variants import VariantRow, VariantTable, variants
@@ -29,6 +30,7 @@ __all__ = [
     "Inspection",
     "LintReport",
     "Progress",
+    "ProviderWishes",
     "RefitReport",
     "Request",
     "SensitivityReport",
@@ -37,6 +39,7 @@ __all__ = [
     "Wishes",
     "build_engine",
     "calibrate",
+    "check_backend",
     "export",
     "file_name",
     "inspect",

@@ -15,6 +15,7 @@ from rest_deploy.contracts import (
     Precision,
     Profile,
     Proven,
+    ProviderFit,
     Struct,
 )
 from rest_deploy.engine.backends import Choice, choose
@@ -23,7 +24,7 @@ from rest_deploy.engine.tensorrt import MODULES as FLAVOURS
 from rest_deploy.errors import InputError, require
 from rest_deploy.quant.recipe import load_recipe
 from rest_deploy.runtime.session import Session
-from rest_deploy.verbs import engine
+from rest_deploy.verbs import engine, provider
 from rest_deploy.verbs.calibrate import CalibrationReport
 from rest_deploy.verbs.gate import gate_data
 from rest_deploy.verbs.judge import ITSELF, Judge, on_gpu
@@ -63,18 +64,21 @@ def build_engine(
     workspace: Path,
     backend: str = "auto",
     wishes: engine.Wishes = engine.NO_WISHES,
+    through: provider.ProviderWishes = provider.NO_PROVIDER,
     progress: Progress = silent,
     counter: Counter = uncounted,
 ) -> BuildReport:
     """Engine for one backend from an exported float model (None: the newest of the workspace).
 
-    wishes: for TensorRT. An engine that was built from the same things is returned as it is.
+    wishes: for TensorRT. through: for ONNX Runtime, which of its providers. A TensorRT engine that
+    was built from the same things is returned as it is.
     Raises `MissingDependencyError` (no such backend here), `VerificationError` (the accuracy gate,
-    the precision proof), `BuildError` (NVIDIA's builder) and what `calibrate` raises; then nothing
-    is written but the calibration table and the builder's log.
+    the proof of precision or placement), `BuildError` (NVIDIA's builder) and what `calibrate`
+    raises; then nothing is written but the calibration table, the builder's log and the provider's
+    cache.
     """
-    choice = choose(backend, request.precision)
-    return _build(model, request, workspace, choice, progress, counter, wishes)
+    choice = provider.choose_with(through, backend, request.precision)
+    return _build(model, request, workspace, choice, progress, counter, wishes, through)
 
 
 class EnginePlan(Struct, frozen=True):
@@ -168,6 +172,7 @@ def _build(
     progress: Progress,
     counter: Counter,
     wishes: engine.Wishes = engine.NO_WISHES,
+    through: provider.ProviderWishes = provider.NO_PROVIDER,
 ) -> BuildReport:
     require("onnxruntime", "onnxruntime")
     require("onnx_ir", "export")
@@ -176,9 +181,11 @@ def _build(
     started = time.monotonic()
     source = open_export(model, workspace)
     metadata = source.metadata
-    rest = rest_for(request, choice.backend if choice else None)
+    route = provider.route(through, wishes, metadata.card.preprocessing, request)
+    rest = rest_for(request, route.name if route else choice.backend if choice else None)
     planned = None
-    if choice is not None and (wishes != engine.NO_WISHES or choice.backend in FLAVOURS):
+    asked = wishes != engine.NO_WISHES and route is None
+    if choice is not None and (asked or choice.backend in FLAVOURS):
         scratch = engine.estimator(source.path, request.precision, rest)
         planned = engine.plan(
             choice.backend, wishes, request.precision, rest, metadata.card.preprocessing, scratch
@@ -189,15 +196,17 @@ def _build(
             progress(f"{words} of scratch memory", time.monotonic() - started)
     data = gate_data(metadata, request.gate_data, request.gate_images) if request.gate else None
     made = make(source, request, rest, workspace, progress, counter)
-    if choice is not None:
+    if choice is not None and route is None:
         made = adapt(made, source.path, choice.backend, workspace)
     kinds = made.asked
     label = made.calibration.recipe.name if made.calibration else request.precision
-    target = _target(source, label, choice.backend if choice else "", workspace, wishes)
+    backend = route.name if route else choice.backend if choice else ""
+    target = _target(source, label, backend, workspace, wishes)
     warnings = _warnings(request, metadata)
     warnings += engine.left_out(planned)
     fit: EngineFit | None = None
     rows: tuple[Proven, ...] = ()
+    ran: ProviderFit | None = None
     with staging(target.parent) as folder:
         staged, proof = folder / f"{target.stem}.onnx", folder / "proof.onnx"
         ir.save(made.model, staged)
@@ -207,17 +216,25 @@ def _build(
             if ready is not None and ready.build is not None:
                 return _report(target, ready, ready.build, source, made, choice, started, warnings,
                                cached=True)  # fmt: skip
+        elif route is not None:
+            options = route.options(staged, target, metadata)
+            with step(progress, f"proved that {route.backend} runs it"):
+                ran = provider.prove(route, staged, options, target.name)
+            kinds = provider.told(route, made, request.precision)
+            warnings += provider.remarks(route)
         elif choice is not None:
             kinds = obtained(staged)
-            warnings += _shortfall(made, kinds, request, choice.backend)
+            warnings += provider.shortfall(made, kinds, request, choice.backend)
         result, gated, judge = None, "", None
         if data is not None:
             if made.proof is not made.model:
                 ir.save(made.proof, proof)
             with step(progress, f"compared with the reference on {len(data.images)} images"):
                 used = proof if made.proof is not made.model else staged
+                infer = provider.infer(route, staged, options, metadata) if route else None
                 judge = Judge.of(source, data, request, made, staged, used)
-                result, gated = judge.graph(staged, used), _gated(made, planned is not None)
+                result = judge.graph(staged, used, infer)
+                gated = _gated(made, planned is not None, route)
             gate.enforce(result, target.name)
         if planned is not None:
             proved = engine.build(planned, staged, made, request, target, key, counter)
@@ -227,12 +244,12 @@ def _build(
             staged.write_bytes(proved.engine)
             if judge is not None:
                 with step(progress, "compared the engine itself with the reference"):
-                    ran = on_gpu(proved.engine, proved.fit, staged, source.metadata, judge)
-                if isinstance(ran, str):
-                    warnings.insert(0, f"{NOT_RUN}: {ran}")
+                    on_engine = on_gpu(proved.engine, proved.fit, staged, source.metadata, judge)
+                if isinstance(on_engine, str):
+                    warnings.insert(0, f"{NOT_RUN}: {on_engine}")
                 else:
-                    result, gated = ran, ITSELF
-                    gate.enforce(result, target.name)
+                    result, gated = on_engine, ITSELF
+                    gate.enforce(on_engine, target.name)
         built = Build(
             precision=request.precision,
             backend=GRAPH_ONLY if choice is None else choice.backend,
@@ -247,6 +264,8 @@ def _build(
             gated=gated,
             fit=fit,
             proof=rows,
+            provider=route.provider.name if route else "",
+            through=ran,
         )
         sidecar = Sidecar(
             schema=1,
@@ -257,7 +276,7 @@ def _build(
             metadata=metadata,
             parity=None,
             passes=made.passes,
-            command=_command(source.path, request, choice, wishes),
+            command=_command(source.path, request, choice, [*wishes.words(), *through.words()]),
             build=built,
         )
         if planned is not None:
@@ -275,8 +294,10 @@ def _warnings(request: Request, metadata: ModelMetadata) -> list[str]:
     return warnings
 
 
-def _gated(made: Made, engine_file: bool) -> str:
+def _gated(made: Made, engine_file: bool, route: provider.Route | None) -> str:
     """What the gate looked at."""
+    if route is not None:
+        return f"the file, on {route.backend}"
     what = "the ONNX graph it was built from" if engine_file else "the file"
     rounded = "" if made.proof is made.model else ", rounded to 16 bits after every operator"
     return f"{what}{rounded}, on onnxruntime/cpu"
@@ -310,36 +331,8 @@ def _report(
     )
 
 
-def _shortfall(made: Made, kinds: Kinds, request: Request, backend: str) -> list[str]:
-    """Where the backend computes in another type than the recipe asks for."""
-    if request.precision in ("fp16", "fp8"):
-        return [
-            f"{backend} on a CPU has no {request.precision} kernels: it computes in float32, "
-            "no faster"
-        ]
-    if request.precision != "int8":
-        return []
-    left = _roles(made.float_places)
-    missing = {
-        role: f"{role} {counts['int8'] - kinds.get(role, {}).get('int8', 0)} of {counts['int8']}"
-        for role, counts in made.asked.items()
-        if kinds.get(role, {}).get("int8", 0) < counts["int8"]
-    }
-    without = ", ".join(words for role, words in missing.items() if role in left)
-    others = ", ".join(words for role, words in missing.items() if role not in left)
-    warnings = []
-    if without:
-        warnings.append(f"{backend} has no integer kernels here, so float weights stay: {without}")
-    if others:
-        warnings.append(f"{backend} computes these in float, after dequantizing: {others}")
-    return warnings
-
-
-def _roles(places: Iterable[str]) -> set[str]:
-    return {place.partition(":")[2] for place in places}
-
-
-def _command(model: Path, request: Request, choice: Choice | None, wishes: engine.Wishes) -> str:
+def _command(model: Path, request: Request, choice: Choice | None, more: list[str]) -> str:
+    """more: of the backend's own options."""
     words = ["rest-deploy", "quantize" if choice is None else "build-engine", str(model)]
     words += [f"--{request.precision}"]
     if choice is not None:
@@ -359,5 +352,5 @@ def _command(model: Path, request: Request, choice: Choice | None, wishes: engin
         words += ["--io-type", request.io_type]
     if not request.gate:
         words += ["--no-gate"]
-    words += wishes.words()
+    words += more
     return shlex.join(words)

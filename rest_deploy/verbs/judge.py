@@ -61,11 +61,12 @@ class Judge:
             weights=None if made.original is None else gate.weight_errors(graph, made.original),
         )
 
-    def graph(self, graph: Path, proof: Path) -> GateResult:
-        """On ONNX Runtime's CPU provider."""
-        metadata = self.source.metadata
-        session = Session.open(proof, metadata=metadata) if proof != graph else Session.open(graph)
-        return self._judged(gate.logits(session.run, self.data.images))
+    def graph(self, graph: Path, proof: Path, infer: gate.Infer | None = None) -> GateResult:
+        """infer: of the provider that is built for; None: `proof` on ONNX Runtime's CPU."""
+        if infer is None:
+            metadata = self.source.metadata if proof != graph else None
+            infer = Session.open(proof, metadata=metadata).run
+        return self._judged(gate.logits(infer, self.data.images))
 
     def engine(self, session: Session, profiles: tuple[Profile, ...]) -> GateResult:
         """On the GPU. Raises `ShapeError` when no profile holds images of the gate's size."""

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 OVERFLOW_IMAGES = 8
 
+TENSOR_CORES = ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-nv-tensorrt-rtx")
+"""Backends, some through ONNX Runtime, whose 8-bit graphs are FP16 where they are not quantized."""
+
 Kinds = dict[str, dict[str, int]]
 """Role -> what its layers compute in, or why they were left -> how many."""
 
@@ -85,7 +88,7 @@ def rest_for(request: Request, backend: str | None) -> Rest:
             f"onnxruntime on a CPU has no {request.rest} kernels",
             hint="--rest fp32, or --backend tensorrt-rtx",
         )
-    return request.rest or ("fp16" if backend in ("tensorrt", "tensorrt-rtx") else "fp32")
+    return request.rest or ("fp16" if backend in TENSOR_CORES else "fp32")
 
 
 def make(

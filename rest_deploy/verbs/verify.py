@@ -36,17 +36,19 @@ def verify(
     images: Path | None = None,
     checkpoint: Path | None = None,
     threads: int | None = None,
+    provider: str | None = None,
 ) -> ParityReport:
     """Compare a model or engine (None: the newest export of `workspace`) with PyTorch.
 
     sizes, batches: None for the usual ones, of which an engine is asked those its profiles hold.
     images: a folder of photos; None: scikit-image's photos if it is installed, else seeded
-    synthetic images. Raises `ArtifactError`, `CheckpointError`, `ImageError`.
+    synthetic images. provider: see `Session.open`. Raises `ArtifactError`, `CheckpointError`,
+    `ImageError`.
     """
     require("torch", "export")
     from rest_deploy.model.reference import Reference
 
-    session = open_session(model, workspace, threads)
+    session = open_session(model, workspace, threads, provider)
     metadata = session.metadata
     make, source = _parity_images(images, session)
     module = load_reference(metadata, checkpoint)
@@ -104,11 +106,14 @@ def _bound(session: Session) -> float:
     return limits.relative_error_fresh if fresh else limits.relative_error
 
 
-def open_session(model: Path | None, workspace: Path, threads: int | None = None) -> Session:
+def open_session(
+    model: Path | None, workspace: Path, threads: int | None = None, provider: str | None = None
+) -> Session:
     """The named model, or the newest export of the workspace."""
     from rest_deploy.runtime.session import Session
 
-    return Session.open(model or newest(workspace, ".onnx"), threads=threads)
+    found = model or newest(workspace, ".onnx")
+    return Session.open(found, provider=provider, threads=threads)
 
 
 def _parity_images(images: Path | None, session: Session) -> tuple[Callable[[Case], Float32], str]:
