@@ -22,6 +22,7 @@ STAGES = (
         "engine",
         "runtime",
         "verify",
+        "bench",
         "doctor",
         "verbs",
         "report",
