@@ -180,7 +180,10 @@ class Lane:
             raise engine.refused(f"optimization profile {profile}")
         if not context.set_input_shape(engine.input_name, shape):
             raise engine.refused(f"the input shape {shape}")
-        missing = context.infer_shapes()
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as error:
+            raise engine.refused(f"to infer shapes from {shape}") from error
         if missing:
             raise engine.refused(f"to infer the shapes of {', '.join(missing)}")
         for name, pointer in ((engine.input_name, source), (engine.output_name, target)):
@@ -210,12 +213,12 @@ class Lane:
         """Keep a graph of the inference at `shape`. Where CUDA or TensorRT refuses, the shape goes
         on without one; the reason is logged and kept."""
         cuda, engine = self._cuda, self._engine
-        context = engine.create_context()
-        self._bind(context, profile, shape, self._input.pointer, self._output.pointer)
-        # The first enqueue after a change of shape does work that must not be in the graph.
-        self._enqueue(context)
-        cuda.synchronize(self.stream)
         try:
+            context = engine.create_context()
+            self._bind(context, profile, shape, self._input.pointer, self._output.pointer)
+            # The first enqueue after a change of shape does work that must not be in the graph.
+            self._enqueue(context)
+            cuda.synchronize(self.stream)
             cuda.begin_capture(self.stream)
             accepted = context.execute_async_v3(self.stream)
             graph = cuda.end_capture(self.stream)

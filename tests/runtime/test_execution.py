@@ -253,6 +253,36 @@ def test_no_memory(trt: SimulatedTensorRt) -> None:
     assert cuda.held() == dict.fromkeys(cuda.held(), 0)
 
 
+def test_memory_for_one_context_only(
+    trt: SimulatedTensorRt, reference: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Threads that were promised three go on with the one there is room for, and it is said."""
+    one = 4 * 64 * 64 * 4 + 2 * (2 * 3 * 64 * 64 * 4)
+    cuda = trt.cuda = SimulatedCuda(memory=one)
+    runner = TensorRtRunner(ENGINE, "tensorrt", cuda, GpuOptions(contexts=3, graphs=0))
+    batches = [images(2, 64, 64, seed) for seed in range(6)]
+    expected = [reference.run(batch) for batch in batches]
+    wrong: list[str] = []
+
+    def work(index: int) -> None:
+        for _ in range(4):
+            try:
+                if np.abs(infer(runner, batches[index]) - expected[index]).max() > 1e-5:
+                    wrong.append(f"{index}: another's answer")
+            except DeviceError as error:
+                wrong.append(f"{index}: {error}")
+
+    infer(runner, batches[0])
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
+    assert "no memory for more than 1 contexts at once" in caplog.text
+    runner.close()
+
+
 def test_an_engine_that_tensorrt_refuses(trt: SimulatedTensorRt) -> None:
     with pytest.raises(ArtifactError, match=r"tensorrt refuses the engine: .*magic tag"):
         TensorRtRunner(b"other", "tensorrt", trt.cuda, GpuOptions())
