@@ -14,6 +14,9 @@ from rest_deploy.options import (
     PATH,
     build_options,
     calibration_options,
+    dry_run_option,
+    export_options,
+    export_wishes,
     images,
     json_option,
     provider_option,
@@ -39,17 +42,7 @@ def main() -> None:
 @main.command()
 @click.option("--variant", required=True, help="lite, small, base, large, nano, or a card (.toml).")
 @click.option("--checkpoint", type=PATH, help=".pth or .safetensors. [default: fresh weights]")
-@click.option("--checkpoint-key", help="Entry of a .pth with the weights. [default: EMA, model]")
-@click.option(
-    "--instance-norm",
-    type=click.Choice(["folded", "native", "decomposed"]),
-    default="folded",
-    show_default=True,
-    help="Form of the InstanceNorm on the attention map; folded is exact and accurate.",
-)
-@click.option("--opset", type=int, help="ONNX opset, 18 to 23. [default: 20]")
-@click.option("--num-classes", type=click.IntRange(0, 1_000_000), help="0: no head, embeddings.")
-@click.option("--labels", help="File with one class name a line.")
+@export_options
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
@@ -162,6 +155,7 @@ def quantize(model: Path | None, workspace: Path | None, as_json: bool, **option
 @provider_options
 @build_options
 @tensorrt_options
+@dry_run_option
 def build_engine(
     model: Path | None,
     backend: str,
@@ -192,6 +186,34 @@ def build_engine(
         counter=counter(as_json),
     )
     _print(report, as_json, text.build)
+
+
+@main.command()
+@click.option("--variant", required=True, help="lite, small, base, large, nano, or a card (.toml).")
+@export_options
+@click.option("--backend", default="auto", show_default=True,
+              help="auto, tensorrt, tensorrt-rtx, onnxruntime.")  # fmt: skip
+@build_options
+@tensorrt_options
+def deploy(
+    variant: str, backend: str, workspace: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Export, calibrate, build and gate in one go; a killed run is gone on with by the next."""
+    from rest_deploy import artifact, verbs
+    from rest_deploy.report import engine as text
+
+    wanted, exported = wishes(options), export_wishes(options)
+    report = verbs.deploy(
+        variant,
+        exported,
+        request(options),
+        workspace=artifact.workspace(workspace),
+        backend=backend,
+        wishes=wanted,
+        progress=progress(as_json),
+        counter=counter(as_json),
+    )
+    _print(report, as_json, text.deployed)
 
 
 @main.command()

@@ -8,6 +8,7 @@ from rest_deploy.verbs.build import (
     quantize,
 )
 from rest_deploy.verbs.calibrate import CalibrationReport, Images, calibrate
+from rest_deploy.verbs.deploy import DeployReport, ExportWishes, deploy
 from rest_deploy.verbs.engine import Wishes
 from rest_deploy.verbs.export import ExportReport, export, file_name
 from rest_deploy.verbs.inspect import Inspection, inspect
@@ -24,8 +25,10 @@ __all__ = [
     "BuildReport",
     "CalibrationReport",
     "Counter",
+    "DeployReport",
     "EnginePlan",
     "ExportReport",
+    "ExportWishes",
     "Images",
     "Inspection",
     "LintReport",
@@ -40,6 +43,7 @@ __all__ = [
     "build_engine",
     "calibrate",
     "check_backend",
+    "deploy",
     "export",
     "file_name",
     "inspect",
