@@ -62,7 +62,8 @@ class Measurement(Struct, frozen=True):
     """One engine at one input shape, in one mode.
 
     threads: per operator, 0 for all. in_flight: requests at once. host: wall clock of the steady
-    clock, per request. device: "h2d", "compute", "d2h" on the GPU's events, empty on a CPU.
+    clock, per request. device: "h2d", "compute", "d2h" on the GPU's events and
+    "enqueue", the host's time to hand it over; empty on a CPU.
     samples: of `host`, in order of time. stopped_by: the rule that ended it, in words; noise: half
     width of the 95 % interval of the median, relative to it. outliers: samples beyond the upper
     fence, announced and kept. warnings: in plain words.
@@ -150,8 +151,9 @@ class EngineResult(Struct, frozen=True):
 
 
 class Ratio(Struct, frozen=True):
-    """Engine `other` against `base` at one shape and mode, from rounds in turn: ratio of medians,
-    base / other, so that 2 is twice as fast; 95 % interval of it."""
+    """Engine `other` against `base` at one shape and mode, from rounds in turn: median over the
+    rounds of base / other, so that 2 is twice as fast; 95 % interval of it. Within a round, medians
+    of the blocks; saturated, wall time per request. rounds: so many."""
 
     base: str
     other: str
@@ -161,6 +163,9 @@ class Ratio(Struct, frozen=True):
     low: float
     high: float
     verdict: Verdict
+    threads: int = 0
+    in_flight: int = 1
+    rounds: int = 0
 
 
 class Record(Struct, frozen=True):

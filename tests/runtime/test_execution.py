@@ -176,6 +176,33 @@ def test_most_graphs_are_kept_for_what_comes_most(
     assert cuda.held()["graphs"] == 2
 
 
+def test_times_of_the_device(
+    opened: Open, reference: Session, cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One piece of work between each pair of events, with a graph and without; same answers."""
+    runner = opened()
+    recorded: list[int] = []
+    record = cuda.record
+
+    def noted(event: int, stream: int) -> None:
+        recorded.append(event)
+        record(event, stream)
+
+    monkeypatch.setattr(cuda, "record", noted)
+    runner.infer({"image": images(1, 64, 64)})
+    assert recorded == [], "no events where nobody asks for times"
+    for seed in range(4):
+        batch = images(1, 64, 64, seed)
+        answer, times = runner.infer_timed({"image": batch})
+        assert np.abs(answer["logits"].astype(np.float32) - reference.run(batch)).max() < 1e-5
+        assert (times.h2d, times.d2h) == (1.0, 1.0)
+        assert times.compute >= 1.0
+        assert times.enqueue >= 0.0
+    assert cuda.launches > 0
+    assert len(recorded) == 16
+    assert len(set(recorded)) == 4, "events are made once"
+
+
 def test_the_tuned_profile_is_taken(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = opened(graphs=0)
     runner.infer({"image": images(1, 64, 64)})
