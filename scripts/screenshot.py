@@ -1,4 +1,4 @@
-"""A picture of a bench page, with whatever Chromium is installed (Debian: apt-get install chromium).
+"""A picture of a bench page, with whatever Chromium is installed (apt-get install chromium).
 
 python -m tests.report.sample > build/sample.json
 rest-deploy report build/sample.json -o build/sample.html

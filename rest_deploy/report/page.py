@@ -151,8 +151,9 @@ def _sections(record: Record, looks: Looks) -> list[Section | None]:
         ),
         _section(
             "latency", "Latency", "How steady the latency is",
-            "Every request is a dot, the hill is their density. Line: median; dashed: p99, with "
-            f"at least {derived.P99_NEEDS} requests. At most {plots.DRAWN} dots an engine.", run,
+            "Every request is a dot, measured against its engine's own median; the hill is their "
+            f"density. Dashed: p99, with at least {derived.P99_NEEDS} requests. Requests beyond "
+            f"the axis stand at its end; at most {plots.DRAWN} dots an engine.", run,
             _panels(record, looks, plots.distributions, "latency"),
         ),
         _section(

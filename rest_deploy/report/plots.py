@@ -109,15 +109,19 @@ def ratios(record: Record, shape: str, looks: Looks, name: str) -> Markup | None
 
 
 def distributions(record: Record, shape: str, looks: Looks, name: str) -> Markup | None:
-    """Every sample as a dot, their density above; median and p99 marked. None without a sample."""
-    rows = [row for row in derived.rows(record, shape) if _drawable(row.measured.samples)]
+    """Every sample over its engine's median as a dot, their density above; median and p99 marked.
+
+    None without a sample. How steady, not how fast: on one axis of milliseconds a fast and a slow
+    engine would both be a line.
+    """
+    rows = [row for row in derived.rows(record, shape) if _drawable(row.measured)]
     if not rows:
         return None
     deep = 60.0
-    height = 4 + deep * len(rows) + BOTTOM
-    x = svg.logarithmic(
-        [value for row in rows for value in row.measured.samples], 4, WIDTH - 6, room=1.04
-    )
+    bottom = 4 + deep * len(rows)
+    least = min(min(row.measured.samples) / row.measured.host.median for row in rows)
+    most = max(_end(row.measured) for row in rows)
+    x = svg.Scale(min(least, 0.97) - 0.02, max(most, 1.15) + 0.02, 4, WIDTH - 6)
     content: list[Markup] = []
     for index, row in enumerate(rows):
         top = 2 + deep * index
@@ -126,7 +130,7 @@ def distributions(record: Record, shape: str, looks: Looks, name: str) -> Markup
         content += _raincloud(row, x, top + 5, looks[row.engine.label])
     return svg.figure(
         name,
-        f"Latency of isolated requests at {shape}",
+        f"Spread of the latency of isolated requests at {shape}",
         "; ".join(
             f"{row.engine.label} median {three(row.measured.host.median)} ms"
             + (f", p99 {derived.p99(row.measured)} ms" if derived.p99(row.measured) else "")
@@ -134,41 +138,58 @@ def distributions(record: Record, shape: str, looks: Looks, name: str) -> Markup
             for row in rows
         ),
         WIDTH,
-        height,
-        svg.bottom_axis(x, 2, height - BOTTOM, "latency, ms (log)", tick, 7),
+        bottom + BOTTOM,
+        _over_median(x, 2, bottom),
         content,
     )
 
 
-def _drawable(samples: Sequence[float]) -> bool:
-    return len(samples) > 0 and min(samples) > 0
+def _over_median(x: svg.Scale, top: float, bottom: float) -> list[Markup]:
+    """Grid lines at the median and at round percentages above it."""
+    wanted = (x.high - 1) / 5
+    step = next((step for step in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5) if step >= wanted), wanted)
+    found = []
+    for index in range(int((x.high - 1) / step) + 1):
+        at = x(1 + index * step)
+        said = f"+{index * step:.0%}" if index else "median"
+        found += [svg.line(at, top, at, bottom, "grid"), svg.text(at, bottom + 15, said, "middle")]
+    return [*found, svg.text(x.end, bottom + 31, "longer than the median", "end", "axis")]
+
+
+def _drawable(measured: Measurement) -> bool:
+    return len(measured.samples) > 0 and min(measured.samples) > 0 and measured.host.median > 0
+
+
+def _end(measured: Measurement) -> float:
+    """Where the axis may end: at p99, which a single outlier does not move, else at the largest."""
+    host = measured.host
+    return (host.p99 * 1.1 if host.n >= derived.P99_NEEDS else host.max) / host.median
 
 
 def _raincloud(row: derived.Row, x: svg.Scale, top: float, look: Look) -> list[Markup]:
-    measured = row.measured
+    measured, median = row.measured, row.measured.host.median
     samples = measured.samples[:: -(-len(measured.samples) // DRAWN)]
     ground = top + 40
     outline = [
-        (x(float(at)), ground - 24 * float(part))
+        (x(float(at) / median), ground - 24 * float(part))
         for at, part in zip(*density(measured.samples), strict=True)
     ]
     dots = "".join(
-        f"M{number(x(value))} {number(ground + 2.5 + 8 * (index * 0.618034 % 1))}h0"
+        f"M{number(x(value / median))} {number(ground + 2.5 + 8 * (index * 0.618034 % 1))}h0"
         for index, value in enumerate(samples)
     )
     tail = derived.p99(measured)
-    said = f"median {three(measured.host.median)}" + (f", p99 {tail}" if tail else "")
+    said = f"median {three(median)}" + (f", p99 {tail}" if tail else "")
     drawn = [
         svg.text(4, top + 10, derived.shorten(row.engine.label, 24), kind="label"),
         svg.text(WIDTH - 6, top + 10, f"{said} ms, N {measured.host.n}", "end", "figure"),
         svg.polyline([(outline[0][0], ground), *outline, (outline[-1][0], ground)],
                      f"cloud {look.classes}"),
         element("path", d=dots, class_=f"rain {look.classes}"),
-        svg.line(x(measured.host.median), ground - 26, x(measured.host.median), ground + 12,
-                 "median"),
+        svg.line(x(1.0), ground - 26, x(1.0), ground + 12, "median"),
     ]  # fmt: skip
     if tail:
-        at = x(measured.host.p99)
+        at = x(measured.host.p99 / median)
         drawn.append(svg.line(at, ground - 12, at, ground + 12, "tail"))
     return drawn
 
