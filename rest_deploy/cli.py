@@ -338,6 +338,31 @@ def lint(file: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("record", type=PATH)
+@click.option("-o", "--output", type=PATH, help="Of the page. [default: RECORD with .html]")
+@click.option("--markdown", is_flag=True, help="Print GitHub Markdown; a page only with -o.")
+@json_option
+def report(record: Path, output: Path | None, markdown: bool, as_json: bool) -> None:
+    """Show a bench RECORD (.json): a table here, all of it as one HTML page."""
+    from rest_deploy import artifact, verbs
+    from rest_deploy.report import bench, page
+    from rest_deploy.report import markdown as github
+
+    if markdown and as_json:
+        raise click.UsageError("--markdown and --json exclude each other")
+    found = verbs.read_record(record)
+    written = []
+    if output or not (markdown or as_json):
+        target = verbs.page_path(record, output)
+        artifact.write_text(target, page.page(found))
+        written.append(str(target))
+    if markdown:
+        click.echo(github.markdown(found), nl=False)
+        return
+    _print(found, as_json, lambda value: bench.bench(value, written))
+
+
+@main.command()
 @json_option
 def doctor(as_json: bool) -> None:
     """What this machine can do, and for what it cannot: why and the command that mends it."""

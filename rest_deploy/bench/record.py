@@ -134,7 +134,7 @@ class Start(Struct, frozen=True):
 
 class EngineResult(Struct, frozen=True):
     """One engine, or PyTorch. failed: why it has no numbers, "" when it has; a failed engine is
-    never fast."""
+    never fast. blocks: of one run at `blocks_shape`, "1x3x224x224"."""
 
     label: str
     backend: str
@@ -146,6 +146,7 @@ class EngineResult(Struct, frozen=True):
     accuracy: Accuracy | None = None
     measurements: tuple[Measurement, ...] = ()
     blocks: tuple[BlockTime, ...] = ()
+    blocks_shape: str = ""
     start: Start | None = None
     peak_bytes: int = 0
 
@@ -168,9 +169,47 @@ class Ratio(Struct, frozen=True):
     rounds: int = 0
 
 
+class PlaceError(Struct, frozen=True):
+    """One (block, role) quantized alone: relative error of the logits; share: of the model's weight
+    multiplications."""
+
+    block: str
+    role: str
+    relative_error: float
+    share: float
+
+
+class Sensitivity(Struct, frozen=True):
+    """What `rest-deploy sensitivity` found for this model; whole: all of the recipe quantized."""
+
+    command: str
+    recipe: str
+    images: int
+    whole: float
+    places: tuple[PlaceError, ...]
+
+
+class NormError(Struct, frozen=True):
+    """One form of the InstanceNorm ("folded", "native", "decomposed", "stock") at one size,
+    "224x224": relative error of the float32 logits. weights: "fresh" or "trained"."""
+
+    weights: str
+    form: str
+    size: str
+    relative_error: float
+
+
+class NormErrors(Struct, frozen=True):
+    """The rows of benchmarks/instance_norm.py for this model."""
+
+    command: str
+    rows: tuple[NormError, ...]
+
+
 class Record(Struct, frozen=True):
     """One run. created: UTC, ISO 8601. model: name of the exported model, with its sha256.
-    advice: which engine to deploy and why, a sentence or two."""
+    advice: which engine to deploy and why, a sentence or two. sensitivity and instance_norm: of
+    earlier runs of their own commands, where there were any."""
 
     schema: Literal[1]
     created: str
@@ -184,3 +223,5 @@ class Record(Struct, frozen=True):
     ceilings: Ceilings | None = None
     advice: str = ""
     notes: tuple[str, ...] = ()
+    sensitivity: Sensitivity | None = None
+    instance_norm: NormErrors | None = None

@@ -17,6 +17,7 @@ from rest_deploy.verbs.make import Request
 from rest_deploy.verbs.progress import Counter, Progress, silent, uncounted
 from rest_deploy.verbs.provider import ProviderWishes, check_backend
 from rest_deploy.verbs.refit import RefitReport, refit
+from rest_deploy.verbs.report import page_path, read_record
 from rest_deploy.verbs.sensitivity import SensitivityReport, sensitivity
 from rest_deploy.verbs.variants import VariantRow, VariantTable, variants
 from rest_deploy.verbs.verify import open_session, verify
@@ -49,8 +50,10 @@ __all__ = [
     "inspect",
     "lint",
     "open_session",
+    "page_path",
     "plan_engine",
     "quantize",
+    "read_record",
     "refit",
     "sensitivity",
     "silent",
