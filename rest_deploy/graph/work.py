@@ -166,7 +166,7 @@ def _before(name: str, makers: Mapping[str, onnx.NodeProto]) -> str:
 
 def _behind(name: str, readers: Mapping[str, Sequence[onnx.NodeProto]], kept: set[str]) -> str:
     """What is really written: the 8-bit tensor where nothing else reads the other."""
-    seen = name
+    seen: str = name
     while seen not in kept and len(after := readers.get(seen, ())) == 1:
         seen = after[0].output[0]
         if after[0].op_type == "QuantizeLinear":

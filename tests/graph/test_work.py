@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -39,7 +40,7 @@ def graph(
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)])
 
 
-def node(operator: str, name: str, inputs: str, output: str, **more: object) -> onnx.NodeProto:
+def node(operator: str, name: str, inputs: str, output: str, **more: Any) -> onnx.NodeProto:
     return helper.make_node(operator, inputs.split(), [output], name=name, **more)
 
 
