@@ -303,6 +303,31 @@ def predict(model: Path, images: tuple[Path, ...], top: int, as_json: bool, **op
 
 
 @main.command()
+@click.argument("model", type=PATH)
+@click.option("--size", type=Sizes(), help="Like 224 or 200x225. [default: 224]")
+@click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True)
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "openvino"]),
+    help="[default: the one MODEL was built for, else onnxruntime]",
+)
+@threads_option
+@json_option
+def profile(
+    model: Path, size: tuple[tuple[int, int], ...] | None, as_json: bool, **options: Any
+) -> None:
+    """Where MODEL's time goes on this CPU: per stage and layer, against what the machine can do."""
+    from rest_deploy import verbs
+    from rest_deploy.report import profile as text
+
+    sizes = size or ((224, 224),)
+    if len(sizes) != 1:
+        raise click.BadParameter("one size at a time", param_hint="--size")
+    report = verbs.profile(model, size=sizes[0], progress=progress(as_json), **options)
+    _print(report, as_json, text.profile)
+
+
+@main.command()
 @json_option
 def variants(as_json: bool) -> None:
     """The model cards: counted parameters and GFLOPs, published accuracy."""

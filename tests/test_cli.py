@@ -39,7 +39,7 @@ CLASSES = 10
 
 COMMANDS = (
     "build-engine", "calibrate", "deploy", "doctor", "export", "inspect", "lint", "predict",
-    "quantize", "refit", "report", "sensitivity", "variants", "verify",
+    "profile", "quantize", "refit", "report", "sensitivity", "variants", "verify",
 )  # fmt: skip
 HEAVY = {"torch", "onnxruntime", "onnx", "onnxscript", "numpy", "PIL", "safetensors"}
 

@@ -14,6 +14,7 @@ from rest_deploy.verbs.export import ExportReport, export, file_name
 from rest_deploy.verbs.inspect import Inspection, inspect
 from rest_deploy.verbs.lint import LintReport, lint
 from rest_deploy.verbs.make import Request
+from rest_deploy.verbs.profile import profile
 from rest_deploy.verbs.progress import Counter, Progress, silent, uncounted
 from rest_deploy.verbs.provider import ProviderWishes, check_backend
 from rest_deploy.verbs.refit import RefitReport, refit
@@ -52,6 +53,7 @@ __all__ = [
     "open_session",
     "page_path",
     "plan_engine",
+    "profile",
     "quantize",
     "read_record",
     "refit",
