@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -162,3 +163,10 @@ def progress(as_json: bool) -> Progress:
             click.echo(f"  {step} ({seconds:.1f} s)", err=True)
 
     return show
+
+
+def show(report: Any, as_json: bool, render: Callable[[Any], str]) -> None:
+    """A report on stdout: as JSON, or as the text that `render` makes of it."""
+    from rest_deploy.artifact import to_json
+
+    click.echo(to_json(report) if as_json else render(report), nl=not as_json)
