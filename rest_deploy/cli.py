@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from rest_deploy import __version__
-from rest_deploy.console import Commands, Numbers, Sizes, counter, progress
+from rest_deploy.console import Commands, Numbers, Percent, Sizes, counter, progress
 from rest_deploy.options import (
     PATH,
     build_options,
@@ -312,6 +312,24 @@ def lint(file: Path, as_json: bool) -> None:
     report = verbs.lint(file)
     _print(report, as_json, text.lint)
     if not report.clean:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("before", type=PATH)
+@click.argument("after", type=PATH)
+@click.option("--fail-if-slower", "allowed", type=Percent(), metavar="5%",
+              help="Exit 1 if any engine takes that much longer, with confidence.")  # fmt: skip
+@click.option("--unlike-machines", is_flag=True, help="Compare although the machines differ.")
+@json_option
+def compare(before: Path, after: Path, as_json: bool, **options: Any) -> None:
+    """What changed between two records of `bench`: ratios of times with their 95 % intervals."""
+    from rest_deploy import verbs
+    from rest_deploy.report import compare as text
+
+    report = verbs.compare(before, after, **options)
+    _print(report, as_json, text.comparison)
+    if report.regressed:
         sys.exit(1)
 
 

@@ -8,6 +8,7 @@ from rest_deploy.verbs.build import (
     quantize,
 )
 from rest_deploy.verbs.calibrate import CalibrationReport, Images, calibrate
+from rest_deploy.verbs.compare import compare
 from rest_deploy.verbs.engine import Wishes
 from rest_deploy.verbs.export import ExportReport, export, file_name
 from rest_deploy.verbs.inspect import Inspection, inspect
@@ -40,6 +41,7 @@ __all__ = [
     "build_engine",
     "calibrate",
     "check_backend",
+    "compare",
     "export",
     "file_name",
     "inspect",
