@@ -67,6 +67,24 @@ class Numbers(click.ParamType[tuple[int, ...]]):
         return tuple(int(word) for word in words)
 
 
+class Percent(click.ParamType[float]):
+    """A percentage: "5%" or "5" -> 0.05."""
+
+    name = "percent"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,  # noqa: ARG002  # click's signature
+        ctx: click.Context | None,  # noqa: ARG002  # see param
+    ) -> float:
+        if isinstance(value, float):
+            return value
+        if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,4})?%?", value):
+            self.fail(f"{value!r} is not a percentage like 5%")
+        return float(value.removesuffix("%")) / 100
+
+
 class Interrupt:
     """Ctrl-C, remembered: libraries swallow KeyboardInterrupt while they import or trace."""
 

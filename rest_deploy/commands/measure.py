@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rest_deploy.console import Sizes, progress, show
+from rest_deploy.console import Percent, Sizes, progress, show
 from rest_deploy.options import PATH, json_option, threads_option
 
 
@@ -59,3 +60,21 @@ def report(record: Path, output: Path | None, markdown: bool, as_json: bool) -> 
         click.echo(github.markdown(found), nl=False)
         return
     show(found, as_json, lambda value: bench.bench(value, written))
+
+
+@click.command()
+@click.argument("before", type=PATH)
+@click.argument("after", type=PATH)
+@click.option("--fail-if-slower", "allowed", type=Percent(), metavar="5%",
+              help="Exit 1 if any engine takes that much longer, with confidence.")  # fmt: skip
+@click.option("--unlike-machines", is_flag=True, help="Compare although the machines differ.")
+@json_option
+def compare(before: Path, after: Path, as_json: bool, **options: Any) -> None:
+    """What changed between two records of `bench`: ratios of times with their 95 % intervals."""
+    from rest_deploy import verbs
+    from rest_deploy.report import compare as text
+
+    report = verbs.compare(before, after, **options)
+    show(report, as_json, text.comparison)
+    if report.regressed:
+        sys.exit(1)

@@ -8,6 +8,7 @@ from rest_deploy.verbs.build import (
     quantize,
 )
 from rest_deploy.verbs.calibrate import CalibrationReport, Images, calibrate
+from rest_deploy.verbs.compare import compare
 from rest_deploy.verbs.deploy import DeployReport, ExportWishes, deploy
 from rest_deploy.verbs.engine import Wishes
 from rest_deploy.verbs.export import ExportReport, export, file_name
@@ -45,6 +46,7 @@ __all__ = [
     "build_engine",
     "calibrate",
     "check_backend",
+    "compare",
     "deploy",
     "export",
     "file_name",
