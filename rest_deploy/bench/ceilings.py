@@ -1,8 +1,7 @@
 """What this machine reaches: a large GEMM in the engine's runtime, and a copy.
 
 Each is the best of repeated runs: other load only ever makes them slower. The GEMM is a graph of
-one node, timed by the runtime's own profiler, so that neither quantizing its input nor the call
-counts.
+one node, timed by the runtime's own profiler: quantizing its input does not count, nor the call.
 """
 
 from __future__ import annotations
