@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -303,6 +304,23 @@ def test_saturated_failure_is_the_engines_own(run: Run, clock: FakeClock) -> Non
     )
     assert found.engines[0].failed == "RuntimeError: kernel died at 0x7f"
     assert only(found.engines[1]).host.n >= 20
+
+
+def test_what_a_thread_costs_first_is_not_counted(run: Run, clock: FakeClock) -> None:
+    """A GPU's lane is made when the first request of a further thread comes."""
+    lanes: set[int] = set()
+
+    class Laned(FakeEngine):
+        def run(self, images: Float32, /) -> Float32:
+            if threading.get_ident() not in lanes:
+                lanes.add(threading.get_ident())
+                clock.pass_ms(500.0)
+            return super().run(images)
+
+    found = run({"a": Laned(clock, 10.0)}, points=sweep(
+        sizes=((32, 32),), modes=("saturated",), in_flight=(3,)))  # fmt: skip
+    assert len(lanes) > 1
+    assert only(found.engines[0]).host.max < 500
 
 
 def test_end_to_end(run: Run, clock: FakeClock) -> None:
