@@ -12,6 +12,7 @@ from rest_deploy import __version__
 from rest_deploy.console import Commands, Numbers, Sizes, counter, progress
 from rest_deploy.options import (
     PATH,
+    backend_option,
     build_options,
     calibration_options,
     images,
@@ -158,7 +159,7 @@ def quantize(model: Path | None, workspace: Path | None, as_json: bool, **option
 @main.command("build-engine")
 @click.argument("model", type=PATH, required=False)
 @click.option("--backend", default="auto", show_default=True,
-              help="auto, tensorrt, tensorrt-rtx, onnxruntime.")  # fmt: skip
+              help="auto, tensorrt, tensorrt-rtx, openvino, onnxruntime.")  # fmt: skip
 @provider_options
 @build_options
 @tensorrt_options
@@ -224,6 +225,7 @@ def refit(engine: Path, checkpoint: Path, as_json: bool, **options: Any) -> None
 @click.option("--batches", type=Numbers(), help="Like 1,5. [default: 1,5]")
 @click.option("--images", type=PATH, help="Folder of photos. [default: scikit-image's]")
 @click.option("--checkpoint", type=PATH, help="Where the exported weights are now.")
+@backend_option
 @provider_option
 @threads_option
 @workspace_option
@@ -262,6 +264,7 @@ def verify(
     metavar="EXPORT",
     help="Run an engine without a sidecar; EXPORT is the model it was built from.",
 )
+@backend_option
 @provider_option
 @threads_option
 @json_option
@@ -269,8 +272,10 @@ def predict(model: Path, images: tuple[Path, ...], top: int, as_json: bool, **op
     """Classify IMAGES with MODEL, an ONNX file or an engine. Needs no PyTorch."""
     from rest_deploy.report import text
     from rest_deploy.runtime.classifier import Classifier
+    from rest_deploy.runtime.specialize import NEVER
 
-    classifier = Classifier.open(model, **options)
+    # Every image once: no shape comes often enough to compile for it.
+    classifier = Classifier.open(model, specialize=NEVER, **options)
     found = [
         text.ImagePredictions(image=str(image), predictions=tuple(classifier.classify(image, top)))
         for image in images
