@@ -16,6 +16,7 @@ import pytest
 
 from rest_deploy.artifact import newest, read_sidecar
 from rest_deploy.contracts import Gate
+from rest_deploy.engine import backends
 from rest_deploy.quant import resume
 from rest_deploy.quant.table import read_table
 from rest_deploy.runtime.session import Session
@@ -34,6 +35,13 @@ def workspace(trained_nano: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def no_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine where `auto` is ONNX Runtime's CPU; test_cli_openvino.py has the other one."""
+    monkeypatch.setattr(backends, "_openvino", lambda: "not here")
+
+
+@pytest.mark.usefixtures("no_openvino")
 def test_build_engine_after_export(workspace: Path) -> None:
     """The whole way: table, engine, sidecar, reuse, predictions, parity at other sizes."""
     said = done("build-engine", "--int8", "--workspace", workspace, *FEW)

@@ -40,11 +40,10 @@ def backend_for(sidecar: Sidecar | None, wanted: str | None, provider: str | Non
     if not installed(name):
         others = [other for other in NAMES if other != name and installed(other)]
         also = "".join(f", or --backend {other}, which runs the file too" for other in others)
-        why = "the file was built for it" if wanted is None and build else "it was asked for"
-        if wanted is None and build is None:
-            why = "it runs exported models unless another is named"
+        why = ": the file was built for it" if wanted is None and name == "openvino" else ""
         raise MissingDependencyError(
-            f"{name} is not installed ({why})", hint=f"pip install 'rest-deploy[{name}]'{also}"
+            f"this needs the Python package {name!r}, which is not installed{why}",
+            hint=f"pip install 'rest-deploy[{name}]'{also}",
         )
     return name
 
@@ -69,7 +68,7 @@ def open_openvino(
     precision, cache = inference_precision(build), None
     if sidecar is not None and build is not None and build.backend == "openvino":
         of_file = sidecar.sha256 + sidecar.data_sha256
-        cache = CompileCache(default_cache(path), cache_key(of_file, threads, precision, "latency"))
+        cache = CompileCache(default_cache(path), cache_key(of_file, threads, precision))
     runner = OpenVinoRunner(path, threads=threads, precision=precision, cache=cache)
     limits = limits or DEFAULT_LIMITS
     return SpecializingRunner(runner, runner.specialized, limits) if limits.most else runner

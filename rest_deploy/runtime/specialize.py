@@ -171,7 +171,7 @@ class SpecializingRunner:
     def warm_up(self, shapes: Iterable[Dims]) -> None:
         """Compile for these now and wait for it; other threads' requests go on meanwhile.
 
-        Raises `InputError` for more shapes than are kept, and what compiling them raises.
+        Raises `InputError` for more shapes, or memory, than is kept, and what compiling raises.
         """
         wanted = list(dict.fromkeys(shapes))
         most = self._policy.limits.most
@@ -184,6 +184,12 @@ class SpecializingRunner:
             with self._compiling:
                 if shape not in self.shapes:
                     self._make(shape)
+        lost = [_words(shape) for shape in wanted if shape not in self.shapes]
+        if lost:
+            raise InputError(
+                f"{', '.join(lost)} had to go again: all of them are larger than most_bytes",
+                hint="warm up fewer shapes, or let them have more memory",
+            )
 
     def wait(self) -> None:
         """Until the compilations that are due are done."""
