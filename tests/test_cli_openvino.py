@@ -184,7 +184,8 @@ def test_without_openvino(workspace: Path, photo: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(module, "installed", lambda name: name == "onnxruntime")
     with untouched(workspace):
         refused(
-            run("predict", engine, photo), 4, "'openvino', which is not installed: the file was built",
+            run("predict", engine, photo), 4,
+            "'openvino', which is not installed: the file was built for it",
             "rest-deploy[openvino]", "--backend onnxruntime, which runs the file too",
         )  # fmt: skip
         assert photo.name in done("predict", engine, photo, "--backend", "onnxruntime")

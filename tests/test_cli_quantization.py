@@ -16,13 +16,15 @@ import pytest
 
 from rest_deploy.artifact import newest, read_sidecar
 from rest_deploy.contracts import Gate
-from rest_deploy.engine import backends
 from rest_deploy.quant import resume
 from rest_deploy.quant.table import read_table
 from rest_deploy.runtime.session import Session
 from tests.conftest import TRAINED_WEIGHTS
 from tests.quant.test_dataset import photo_like
 from tests.test_cli import CLONE, INTERRUPTIBLE, done, error_of, eventually, refused, run, untouched
+
+pytestmark = pytest.mark.usefixtures("no_openvino")
+"""`auto` is ONNX Runtime's CPU here; test_cli_openvino.py has the other machine."""
 
 FEW = ("--limit", "24", "--gate-images", "22")
 
@@ -35,13 +37,6 @@ def workspace(trained_nano: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def no_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine where `auto` is ONNX Runtime's CPU; test_cli_openvino.py has the other one."""
-    monkeypatch.setattr(backends, "_openvino", lambda: "not here")
-
-
-@pytest.mark.usefixtures("no_openvino")
 def test_build_engine_after_export(workspace: Path) -> None:
     """The whole way: table, engine, sidecar, reuse, predictions, parity at other sizes."""
     said = done("build-engine", "--int8", "--workspace", workspace, *FEW)

@@ -62,7 +62,8 @@ class Measurement(Struct, frozen=True):
     """One engine at one input shape, in one mode.
 
     threads: per operator, 0 for all. in_flight: requests at once. host: wall clock of the steady
-    clock, per request. device: "h2d", "compute", "d2h" on the GPU's events, empty on a CPU.
+    clock, per request. device: "h2d", "compute", "d2h" on the GPU's events and
+    "enqueue", the host's time to hand it over; empty on a CPU.
     samples: of `host`, in order of time. stopped_by: the rule that ended it, in words; noise: half
     width of the 95 % interval of the median, relative to it. outliers: samples beyond the upper
     fence, announced and kept. warnings: in plain words.
@@ -114,11 +115,14 @@ class BlockTime(Struct, frozen=True):
 
 
 class Ceilings(Struct, frozen=True):
-    """What this machine reaches, measured: GFLOP/s of a large GEMM by precision, GB/s of a copy."""
+    """What this machine reaches, measured: GFLOP/s of a large GEMM by precision, GB/s of a copy
+    (read and written) larger than the last-level cache; copies: (bytes moved, GB/s) of smaller
+    ones, which stay in a cache. threads: 0 for all."""
 
     gemm_gflops: dict[str, float]
     copy_gb_per_s: float
     threads: int
+    copies: tuple[tuple[int, float], ...] = ()
 
 
 class Start(Struct, frozen=True):
@@ -133,7 +137,7 @@ class Start(Struct, frozen=True):
 
 class EngineResult(Struct, frozen=True):
     """One engine, or PyTorch. failed: why it has no numbers, "" when it has; a failed engine is
-    never fast."""
+    never fast. blocks: of one run at `blocks_shape`, "1x3x224x224"."""
 
     label: str
     backend: str
@@ -145,13 +149,15 @@ class EngineResult(Struct, frozen=True):
     accuracy: Accuracy | None = None
     measurements: tuple[Measurement, ...] = ()
     blocks: tuple[BlockTime, ...] = ()
+    blocks_shape: str = ""
     start: Start | None = None
     peak_bytes: int = 0
 
 
 class Ratio(Struct, frozen=True):
-    """Engine `other` against `base` at one shape and mode, from rounds in turn: ratio of medians,
-    base / other, so that 2 is twice as fast; 95 % interval of it."""
+    """Engine `other` against `base` at one shape and mode, from rounds in turn: median over the
+    rounds of base / other, so that 2 is twice as fast; 95 % interval of it. Within a round, medians
+    of the blocks; saturated, wall time per request. rounds: so many."""
 
     base: str
     other: str
@@ -161,11 +167,52 @@ class Ratio(Struct, frozen=True):
     low: float
     high: float
     verdict: Verdict
+    threads: int = 0
+    in_flight: int = 1
+    rounds: int = 0
+
+
+class PlaceError(Struct, frozen=True):
+    """One (block, role) quantized alone: relative error of the logits; share: of the model's weight
+    multiplications."""
+
+    block: str
+    role: str
+    relative_error: float
+    share: float
+
+
+class Sensitivity(Struct, frozen=True):
+    """What `rest-deploy sensitivity` found for this model; whole: all of the recipe quantized."""
+
+    command: str
+    recipe: str
+    images: int
+    whole: float
+    places: tuple[PlaceError, ...]
+
+
+class NormError(Struct, frozen=True):
+    """One form of the InstanceNorm ("folded", "native", "decomposed", "stock") at one size,
+    "224x224": relative error of the float32 logits. weights: "fresh" or "trained"."""
+
+    weights: str
+    form: str
+    size: str
+    relative_error: float
+
+
+class NormErrors(Struct, frozen=True):
+    """The rows of benchmarks/instance_norm.py for this model."""
+
+    command: str
+    rows: tuple[NormError, ...]
 
 
 class Record(Struct, frozen=True):
     """One run. created: UTC, ISO 8601. model: name of the exported model, with its sha256.
-    advice: which engine to deploy and why, a sentence or two."""
+    advice: which engine to deploy and why, a sentence or two. sensitivity and instance_norm: of
+    earlier runs of their own commands, where there were any."""
 
     schema: Literal[1]
     created: str
@@ -179,3 +226,5 @@ class Record(Struct, frozen=True):
     ceilings: Ceilings | None = None
     advice: str = ""
     notes: tuple[str, ...] = ()
+    sensitivity: Sensitivity | None = None
+    instance_norm: NormErrors | None = None

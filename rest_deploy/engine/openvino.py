@@ -10,7 +10,6 @@ import re
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -47,18 +46,6 @@ _AXES = {4: ("batch", "channels", "height", "width"), 2: ("batch", "classes")}
 _DTYPES = {"f32": "float32", "f16": "float16", "u8": "uint8"}
 
 
-@dataclass(frozen=True)
-class LayerTime:
-    """One executed operation. originals: of the ONNX nodes fused into it; kind: OpenVINO's layer
-    type; kernel: its implementation, which names the type it computes in."""
-
-    name: str
-    originals: tuple[str, ...]
-    kind: str
-    kernel: str
-    ms: float
-
-
 class OpenVinoRunner:
     """One model compiled by OpenVINO for the CPU. `infer` is thread-safe: each call has a request
     of its own, at most `MOST_REQUESTS` at a time."""
@@ -73,12 +60,10 @@ class OpenVinoRunner:
         precision: Inference = "f32",
         cache: CompileCache | None = None,
         shape: Dims | None = None,
-        profiled: bool = False,
     ) -> None:
         """threads: of one inference, None for all cores. precision: what float layers compute in;
         always set, because on CPUs with bf16 units OpenVINO silently takes bf16. cache: where
-        the compiled model is kept. shape: compiled for this one only. profiled: `profile` works,
-        every call costs a little.
+        the compiled model is kept. shape: compiled for this one only.
 
         Raises `ArtifactError` for a file it cannot load, `MissingDependencyError` when the package
         is not here or the CPU has no bf16, `InputError` for more threads than there are cores.
@@ -89,9 +74,8 @@ class OpenVinoRunner:
             check_bf16()
         self.path, self.precision, self.shape = path, precision, shape
         self._options = {"threads": threads, "precision": precision, "cache": cache}
-        self._config = _config(threads, precision, profiled=profiled)
-        self._compiled, self.from_cache = self._load(None if profiled else cache)
-        self._profiled = profiled
+        self._config = _config(threads, precision)
+        self._compiled, self.from_cache = self._load(cache)
         self.inputs = tuple(_spec(port) for port in self._compiled.inputs)
         self.outputs = tuple(_spec(port) for port in self._compiled.outputs)
         self._slots = threading.BoundedSemaphore(MOST_REQUESTS)
@@ -120,31 +104,6 @@ class OpenVinoRunner:
                 for index, spec in enumerate(self.outputs)
             }
         return _poisoned(arrays, answers)
-
-    def profile(self, feeds: Mapping[str, npt.NDArray[np.generic]]) -> tuple[LayerTime, ...]:
-        """Run once; the time of every operation, in the order of their execution.
-
-        Of a runner opened with `profiled=True`, else `InputError`. The first runs at a shape
-        allocate: call `infer` before.
-        """
-        if not self._profiled:
-            raise InputError("this session is not profiled; open it with profiled=True")
-        arrays = self._checked(feeds)
-        with self._request() as request:
-            request.infer(arrays, share_inputs=True)
-            found = request.get_profiling_info()
-        info = {op.get_friendly_name(): rt_info(op) for op in self.executed().get_ordered_ops()}
-        return tuple(
-            LayerTime(
-                name=layer.node_name,
-                originals=original_names(info.get(layer.node_name, {})),
-                kind=info.get(layer.node_name, {}).get("layerType", layer.node_type),
-                kernel=layer.exec_type,
-                ms=layer.real_time.total_seconds() * 1e3,
-            )
-            for layer in found
-            if str(layer.status).endswith("EXECUTED")
-        )
 
     def executed(self) -> openvino.Model:
         """The graph that runs, after OpenVINO's optimizations."""
@@ -281,12 +240,11 @@ def _core() -> openvino.Core:
     return openvino.Core()
 
 
-def _config(threads: int | None, precision: Inference, *, profiled: bool) -> dict[str, object]:
+def _config(threads: int | None, precision: Inference) -> dict[str, object]:
     config: dict[str, object] = {
         "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,  # every stream has kernels of its own, and a first run of its own
-        "PERF_COUNT": profiled,
     }
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
@@ -320,16 +278,6 @@ def _poisoned(
         for answer in answers.values():
             answer[broken] = np.nan
     return answers
-
-
-def rt_info(op: openvino.Node) -> dict[str, str]:
-    """What OpenVINO says of one executed operation."""
-    found = op.get_rt_info()
-    return {key: str(found[key].astype(str)) for key in found}
-
-
-def original_names(info: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(name for name in info.get("originalLayersNames", "").split(",") if name)
 
 
 def _why(error: Exception) -> str:

@@ -7,11 +7,12 @@ execution graph names, for each operation, its type and the layers of the file t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rest_deploy.engine.openvino import Inference, OpenVinoRunner, original_names, rt_info
+from rest_deploy.engine.executed import Kernel
+from rest_deploy.engine.openvino import Inference, OpenVinoRunner
+from rest_deploy.engine.openvino_profile import operation
 
 if TYPE_CHECKING:
     import onnx
@@ -22,19 +23,8 @@ COMPUTING = frozenset({
 })  # fmt: skip
 """Layer types that multiply matrices. A Subgraph is a compiled chain; an attention may be one."""
 
-KINDS = {"i8": "int8", "u8": "int8", "bf16": "bf16", "f16": "fp16", "f32": "float"}
-
 UNSEEN = "not shown"
 """Of a layer that no operation of the execution graph names: nothing proves what it computes in."""
-
-
-@dataclass(frozen=True)
-class Executed:
-    """One operation of the execution graph: layer type, precision, names of the layers in it."""
-
-    layer: str
-    precision: str
-    originals: tuple[str, ...]
 
 
 def kernels(path: Path, precision: Inference = "f32") -> list[tuple[str, str]]:
@@ -45,15 +35,12 @@ def kernels(path: Path, precision: Inference = "f32") -> list[tuple[str, str]]:
     import onnx
 
     runner = OpenVinoRunner(path, precision=precision)
-    found = [
-        Executed(info.get("layerType", ""), info.get("runtimePrecision", ""), original_names(info))
-        for info in map(rt_info, runner.executed().get_ordered_ops())
-    ]
+    found = [operation(op) for op in runner.executed().get_ordered_ops()]
     runner.close()
     return computed(onnx.load(path, load_external_data=False).graph, found)
 
 
-def computed(graph: onnx.GraphProto, executed: Iterable[Executed]) -> list[tuple[str, str]]:
+def computed(graph: onnx.GraphProto, executed: Iterable[Kernel]) -> list[tuple[str, str]]:
     """`kernels` of a graph and of what was executed for it.
 
     Of a chain compiled into one Subgraph only the type of its first product is told. A later one
@@ -61,15 +48,15 @@ def computed(graph: onnx.GraphProto, executed: Iterable[Executed]) -> list[tuple
     """
     aliases = _aliases(graph)
     kinds: dict[str, str] = {}
-    for operation in executed:
-        if operation.layer not in COMPUTING:
+    for kernel in executed:
+        if kernel.operator not in COMPUTING:
             continue
-        kind = KINDS.get(operation.precision, operation.precision)
-        names = [name.split("/")[0] for name in operation.originals]
+        kind = "float" if kernel.precision == "fp32" else kernel.precision
+        names = [part.split("/")[0] for part in kernel.parts]
         layers = dict.fromkeys(aliases[name] for name in names if name in aliases)
         requantized = any(_quantizes(name) for name in names)
         for index, layer in enumerate(layers):
-            later = index > 0 and operation.layer == "Subgraph"
+            later = index > 0 and kernel.operator == "Subgraph"
             kinds[layer] = "float" if later and kind == "int8" and not requantized else kind
     weighty = [node.name for node in graph.node if node.op_type in _WEIGHTY]
     return [(name, kinds.get(name, UNSEEN)) for name in weighty]

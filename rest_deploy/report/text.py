@@ -31,8 +31,9 @@ class Predictions(Struct, frozen=True):
     images: tuple[ImagePredictions, ...]
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Columns as wide as their widest cell; the first `left` columns are left-aligned."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2) -> str:
+    """Columns as wide as their widest cell, `gap` spaces between; the first `left` columns are
+    left-aligned."""
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -40,7 +41,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
             cell.ljust(width) if index < left else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
         )
-        return "  ".join(padded).rstrip()
+        return (" " * gap).join(padded).rstrip()
 
     return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
 

@@ -60,8 +60,8 @@ class Session:
         backend, provider and threads: for .onnx; "onnxruntime" or "openvino", None for the one the
         file was built for, else ONNX Runtime; of ONNX Runtime, a name of `engine.providers`, None
         for the one the file was built for, else the CPU; and of one call, None for all cores.
-        specialize: OpenVINO's compilations for shapes that come often, None for the usual limits;
-        see `runtime.specialize`.
+        specialize: of OpenVINO alone, its compilations for shapes that come often; None for the
+        usual limits, see `runtime.specialize`.
         gpu and trust: for .engine; `trust` names the export that an engine without a sidecar was
         built from, and loads it although nothing says who built it: an engine is executable code.
         metadata: instead of the file's own.
@@ -71,9 +71,11 @@ class Session:
         if not path.is_file():
             raise ArtifactError(f"no such model: {path}", hint="rest-deploy export --variant lite")
         if path.suffix == ".engine":
-            if backend is not None or (specialize is not None and specialize.most):
-                word = f"backend {backend!r}" if backend else "specialize"
-                raise InputError(f"{path} is TensorRT's engine; {word} is for .onnx")
+            for option, value in (("--backend", backend), ("--provider", provider)):
+                if value is not None:
+                    raise InputError(
+                        f"{path} is an engine of TensorRT; {option} {value} is for ONNX models"
+                    )
             return cls._open_engine(path, gpu, None if trust is None else Path(trust))
         if path.suffix != ".onnx":
             raise ArtifactError(
@@ -84,8 +86,6 @@ class Session:
         sidecar = read_sidecar(path)
         if backend_for(sidecar, backend, provider) == "openvino":
             return cls._open_openvino(path, sidecar, threads, specialize, metadata)
-        if specialize is not None and specialize.most:
-            raise InputError(f"specialize is for OpenVINO; {path} runs on ONNX Runtime")
         name, options = provider_for(path, sidecar, provider)
         runner = OnnxRuntimeRunner(path, provider=name, options=options, threads=threads)
         described = metadata or parse_metadata(runner.metadata_json, path)

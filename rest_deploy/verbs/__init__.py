@@ -8,14 +8,18 @@ from rest_deploy.verbs.build import (
     quantize,
 )
 from rest_deploy.verbs.calibrate import CalibrationReport, Images, calibrate
+from rest_deploy.verbs.compare import compare
+from rest_deploy.verbs.deploy import DeployReport, ExportWishes, deploy
 from rest_deploy.verbs.engine import Wishes
 from rest_deploy.verbs.export import ExportReport, export, file_name
 from rest_deploy.verbs.inspect import Inspection, inspect
 from rest_deploy.verbs.lint import LintReport, lint
 from rest_deploy.verbs.make import Request
+from rest_deploy.verbs.profile import profile
 from rest_deploy.verbs.progress import Counter, Progress, silent, uncounted
 from rest_deploy.verbs.provider import ProviderWishes, check_backend
 from rest_deploy.verbs.refit import RefitReport, refit
+from rest_deploy.verbs.report import page_path, read_record
 from rest_deploy.verbs.sensitivity import SensitivityReport, sensitivity
 from rest_deploy.verbs.variants import VariantRow, VariantTable, variants
 from rest_deploy.verbs.verify import open_session, verify
@@ -24,8 +28,10 @@ __all__ = [
     "BuildReport",
     "CalibrationReport",
     "Counter",
+    "DeployReport",
     "EnginePlan",
     "ExportReport",
+    "ExportWishes",
     "Images",
     "Inspection",
     "LintReport",
@@ -40,13 +46,18 @@ __all__ = [
     "build_engine",
     "calibrate",
     "check_backend",
+    "compare",
+    "deploy",
     "export",
     "file_name",
     "inspect",
     "lint",
     "open_session",
+    "page_path",
     "plan_engine",
+    "profile",
     "quantize",
+    "read_record",
     "refit",
     "sensitivity",
     "silent",

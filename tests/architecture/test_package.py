@@ -105,7 +105,7 @@ def test_wheel_has_the_cards_and_labels(names: set[str]) -> None:
 def test_wheel_has_nothing_else(names: set[str]) -> None:
     assert {name.split("/")[0].split("-")[0] for name in names} == {"rest_deploy"}
     assert {Path(name).suffix for name in names if name.startswith("rest_deploy/")} <= {
-        *(".py", ".toml", ".txt", ".typed")
+        *(".py", ".toml", ".txt", ".typed", ".css", ".js")
     }
 
 

@@ -23,6 +23,7 @@ from rest_deploy.engine.openvino import (
     metadata_json,
     version,
 )
+from rest_deploy.engine.openvino_profile import operation
 from rest_deploy.errors import ArtifactError, InputError, MissingDependencyError, ShapeError
 from rest_deploy.verify.metrics import relative_error
 
@@ -52,13 +53,13 @@ def reference(exported_nano: Path) -> OnnxRuntimeRunner:
 
 
 def executed(runner: OpenVinoRunner) -> set[str]:
-    infos = map(openvino.rt_info, runner.executed().get_ordered_ops())
-    return {i["runtimePrecision"] for i in infos if i["layerType"] in ("Convolution", "MatMul")}
+    kernels = map(operation, runner.executed().get_ordered_ops())
+    return {k.precision for k in kernels if k.operator in ("Convolution", "MatMul")}
 
 
 def test_float32_unless_told(runner: OpenVinoRunner) -> None:
     """Left alone, OpenVINO computes in bf16 where the CPU has it."""
-    assert executed(runner) == {"f32"}
+    assert executed(runner) == {"fp32"}
     if BF16:
         core = openvino._core()
         left_alone = core.compile_model(openvino.read_model(runner.path), "CPU")
@@ -228,7 +229,7 @@ def test_from_the_cache(exported_nano: Path, tmp_path: Path) -> None:
     assert (first.from_cache, again.from_cache) == (False, True)
     np.testing.assert_array_equal(logits(first, given), logits(again, given))
     assert (again.inputs, again.outputs) == (first.inputs, first.outputs)
-    assert executed(again) == {"f32"}
+    assert executed(again) == {"fp32"}
     assert not again.specialized((1, 3, 32, 32)).from_cache
     assert again.specialized((1, 3, 32, 32)).from_cache
     assert len(list(cache.folder.iterdir())) == 2
@@ -275,24 +276,3 @@ def test_the_key_names_what_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino, "version", lambda: "another")
     keys.add(cache_key("a", 1, "f32"))
     assert len(keys) == 6
-
-
-# --- times by layer -------------------------------------------------------------------------------
-
-
-def test_profile(exported_nano: Path) -> None:
-    runner = OpenVinoRunner(exported_nano, threads=1, profiled=True)
-    found = runner.profile({"image": images(1, 3, 224, 224)})
-    assert all(layer.ms >= 0 for layer in found)
-    assert sum(layer.ms for layer in found) > 0
-    originals = {name for layer in found for name in layer.originals}
-    assert {"stem.conv3.Conv", "stage3.1.attn.scores.MatMul"} <= originals
-    kinds = {layer.kind for layer in found}
-    assert {"Convolution", "FullyConnected", "Softmax"} <= kinds
-    assert any("f32" in layer.kernel for layer in found)
-
-
-def test_profile_costs_only_where_it_is_wanted(runner: OpenVinoRunner) -> None:
-    assert str(runner._compiled.get_property("PERF_COUNT")) in ("NO", "False")
-    with pytest.raises(InputError, match="profiled=True"):
-        runner.profile({"image": images(1, 3, 64, 64)})

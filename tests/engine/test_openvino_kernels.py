@@ -10,7 +10,8 @@ import pytest
 from onnx.helper import make_graph, make_node
 
 from rest_deploy import verbs
-from rest_deploy.engine.openvino_kernels import UNSEEN, Executed, computed
+from rest_deploy.engine.executed import Kernel
+from rest_deploy.engine.openvino_kernels import UNSEEN, computed, kernels
 from rest_deploy.errors import installed
 from rest_deploy.graph.roles import place
 
@@ -32,25 +33,29 @@ CONV, Q, SCORES, CONTEXT, HEAD = (n.name for n in GRAPH.node if n.op_type in
                                   {"Conv", "MatMul", "Gemm"})  # fmt: skip
 
 
-def kinds(*executed: Executed) -> dict[str, str]:
+def ran(operator: str, precision: str, parts: tuple[str, ...]) -> Kernel:
+    return Kernel("", operator, precision, parts, ())
+
+
+def kinds(*executed: Kernel) -> dict[str, str]:
     return dict(computed(GRAPH, executed))
 
 
 def test_names_of_fused_layers() -> None:
     found = kinds(
-        Executed("Convolution", "u8", (f"{CONV}/WithoutBiases", "Multiply_1", CONV, "stem.Relu")),
-        Executed("FullyConnected", "bf16", ("stage1.0.attn.q.Add",)),
-        Executed("MatMul", "f32", (SCORES,)),
-        Executed("FullyConnected", "i8", ("logits",)),
+        ran("Convolution", "int8", (f"{CONV}/WithoutBiases", "Multiply_1", CONV, "stem.Relu")),
+        ran("FullyConnected", "bf16", ("stage1.0.attn.q.Add",)),
+        ran("MatMul", "fp32", (SCORES,)),
+        ran("FullyConnected", "int8", ("logits",)),
     )
     assert found == {CONV: "int8", Q: "bf16", SCORES: "float", CONTEXT: UNSEEN, HEAD: "int8"}
 
 
 def test_what_computes_nothing_proves_nothing() -> None:
     found = kinds(
-        Executed("Const", "i8", (Q,)),
-        Executed("Transpose", "i8", (f"{SCORES}/transpose_b",)),
-        Executed("Eltwise", "i8", ("stage1.0.attn.q.Add",)),
+        ran("Const", "int8", (Q,)),
+        ran("Transpose", "int8", (f"{SCORES}/transpose_b",)),
+        ran("Eltwise", "int8", ("stage1.0.attn.q.Add",)),
     )
     assert set(found.values()) == {UNSEEN}
 
@@ -58,11 +63,11 @@ def test_what_computes_nothing_proves_nothing() -> None:
 def test_a_chain() -> None:
     """The type of a Subgraph is that of its first product."""
     names = (SCORES, "stage1.0.attn.Softmax", CONTEXT)
-    assert kinds(Executed("Subgraph", "f32", names))[CONTEXT] == "float"
-    found = kinds(Executed("Subgraph", "i8", names))
+    assert kinds(ran("Subgraph", "fp32", names))[CONTEXT] == "float"
+    found = kinds(ran("Subgraph", "int8", names))
     assert (found[SCORES], found[CONTEXT]) == ("int8", "float")
     between = (*names, "stage1.0.attn.Softmax.out.QuantizeLinear")
-    assert kinds(Executed("Subgraph", "i8", between))[CONTEXT] == "int8"
+    assert kinds(ran("Subgraph", "int8", between))[CONTEXT] == "int8"
 
 
 def test_a_shared_product_has_no_bias() -> None:
@@ -70,7 +75,7 @@ def test_a_shared_product_has_no_bias() -> None:
     graph = onnx.GraphProto()
     graph.CopyFrom(GRAPH)
     graph.node.append(make_node("Relu", ["q.out"], ["r.out"], "r"))
-    executed = [Executed("FullyConnected", "i8", ("stage1.0.attn.q.Add",))]
+    executed = [ran("FullyConnected", "int8", ("stage1.0.attn.q.Add",))]
     assert dict(computed(graph, executed))[Q] == UNSEEN
 
 
@@ -79,11 +84,9 @@ def test_a_shared_product_has_no_bias() -> None:
 needs_openvino = pytest.mark.skipif(not installed("openvino"), reason="openvino is not installed")
 
 
-def roles(path: Path, precision: str = "f32") -> dict[str, dict[str, int]]:
-    from rest_deploy.engine.openvino_kernels import kernels
-
+def roles(path: Path) -> dict[str, dict[str, int]]:
     found: dict[str, Counter[str]] = {}
-    for name, kind in kernels(path, precision):  # type: ignore[arg-type]  # f32 or bf16
+    for name, kind in kernels(path):
         here = place(name)
         found.setdefault(here.role if here else name, Counter())[kind] += 1
     return {role: dict(counts) for role, counts in found.items()}

@@ -78,10 +78,10 @@ def test_not_here(here: Here, export: Sidecar) -> None:
     assert caught.value.hint == (
         "pip install 'rest-deploy[openvino]', or --backend onnxruntime, which runs the file too"
     )
-    with pytest.raises(MissingDependencyError, match="'openvino', which is not installed$"):
+    with pytest.raises(MissingDependencyError, match=r"'openvino', which is not installed \("):
         backend_for(export, "openvino", None)
     here("openvino")
-    with pytest.raises(MissingDependencyError, match="'onnxruntime', which is not installed") as caught:
+    with pytest.raises(MissingDependencyError, match="'onnxruntime', which is not") as caught:
         backend_for(export, None, None)
     assert "or --backend openvino" in (caught.value.hint or "")
     here()

@@ -1,0 +1,115 @@
+"""A bench record for a terminal: one table per shape, at most 100 columns, the advice last."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from rest_deploy.bench.record import EngineResult, Mode, Record
+from rest_deploy.report import bench_rows as derived
+from rest_deploy.report.text import WIDTH, table
+
+HEADER = (
+    "engine", "prec", "median ms", "noise", "p90", "p99 (N)", "img/s", "ratio", "", "error",
+    "top-1",
+)  # fmt: skip
+LEAST_NAME = 10
+"""Characters that are left of an engine's name in the worst case."""
+
+
+def bench(record: Record, written: Sequence[str] = ()) -> str:
+    """All of it. written: paths of the files that hold the record and the page.
+
+    Raises `InputError` for NaN outside the engines; inside, the engine is shown as failed.
+    """
+    record = derived.sound(record)
+    lines = [*_head(record)]
+    for shape in derived.shapes(record):
+        for mode in _modes(record, shape):
+            lines += ["", f"{shape}, {mode}", _table(record, shape, mode)]
+    lines += ["", *_wrapped("", _legend(record))]
+    for label, reason in derived.failures(record):
+        lines += _wrapped(f"failed: {derived.plain(label)}: ", derived.plain(reason))
+    for warning in derived.warnings(record):
+        lines += _wrapped("warning: ", derived.plain(warning))
+    lines += [f"wrote {derived.plain(path)}" for path in written]
+    if record.advice:
+        lines += ["", *_wrapped("", derived.plain(record.advice))]
+    return "\n".join(lines)
+
+
+def _head(record: Record) -> list[str]:
+    machine = record.environment
+    gpus = "".join(f", {gpu}" for gpu in machine.gpus)
+    return [
+        *_wrapped("", derived.plain(
+            f"{record.model} ({record.model_sha256[:12]}) on {machine.cpu}, {machine.cores} cores"
+            f"{gpus}, {record.created}"
+        )),
+        *_wrapped("", derived.plain(record.command)),
+    ]  # fmt: skip
+
+
+def _modes(record: Record, shape: str) -> list[Mode]:
+    """Those whose latency means something: a request among others waits for them."""
+    modes: tuple[Mode, ...] = ("isolated", "end-to-end")
+    return [mode for mode in modes if derived.rows(record, shape, mode)]
+
+
+def _table(record: Record, shape: str, mode: Mode) -> str:
+    """Two spaces between columns where they fit, else one; what still is too wide loses the middle
+    of the engines' names."""
+    cells = [_cells(row) for row in derived.rows(record, shape, mode)]
+    whole = table(HEADER, cells)
+    if _width(whole) <= WIDTH:
+        return whole
+    too_wide = _width(table(HEADER, cells, gap=1)) - WIDTH
+    if too_wide > 0:
+        most = max(LEAST_NAME, max(len(row[0]) for row in cells) - too_wide)
+        cells = [(derived.shorten(row[0], most), *row[1:]) for row in cells]
+    return table(HEADER, cells, gap=1)
+
+
+def _width(text: str) -> int:
+    return max(len(line) for line in text.splitlines())
+
+
+def _cells(row: derived.Row) -> tuple[str, ...]:
+    measured, accuracy = row.measured, row.engine.accuracy
+    tail = derived.p99(measured)
+    counted = f"({measured.host.n})"
+    return (
+        _name(row.engine),
+        derived.plain(row.engine.precision),
+        derived.three(measured.host.median),
+        f"±{measured.noise:.1%}",
+        derived.three(measured.host.p90),
+        f"{tail} {counted}" if tail else counted,
+        derived.three(row.images_per_second),
+        derived.interval(row.ratio) if row.ratio else "base" if row.is_base else "",
+        derived.VERDICTS[row.ratio.verdict] if row.ratio else "",
+        derived.short_error(accuracy.relative_error) if accuracy else "",
+        derived.share(accuracy.agreement) if accuracy else "",
+    )
+
+
+def _name(engine: EngineResult) -> str:
+    """The label without the precision, which has a column of its own."""
+    return derived.plain(engine.label.removesuffix(f" {engine.precision}"))
+
+
+def _legend(record: Record) -> str:
+    images = {engine.accuracy.images for engine in record.engines if engine.accuracy}
+    looked = f" on {', '.join(map(str, sorted(images)))} images" if images else ""
+    return (
+        f"{derived.VERDICT_LEGEND}. noise: half of the median's 95 % interval. p99 only with "
+        f"N >= {derived.P99_NEEDS}. {derived.THROUGHPUT_LEGEND}. error (relative, of the logits) "
+        f"and top-1 (the same as the reference): against PyTorch float64{looked}."
+    )
+
+
+def _wrapped(start: str, text: str) -> list[str]:
+    """A word longer than a line (a path, a hash) is broken: 100 columns are 100 columns."""
+    return textwrap.wrap(
+        start + text, WIDTH, subsequent_indent="  ", break_on_hyphens=False
+    ) or [start.rstrip()]  # fmt: skip

@@ -1,0 +1,273 @@
+"""What the terminal, Markdown and HTML reports of a bench record have in common: rows and words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from rest_deploy.bench.record import EngineResult, Measurement, Mode, Ratio, Record
+from rest_deploy.errors import InputError
+
+P99_NEEDS = 100
+"""Samples below which no p99 is shown: it would be the maximum under another name."""
+
+VERDICTS = {"faster": "faster", "slower": "slower", "no difference": "same", "ambiguous": "unclear"}
+"""Short words for narrow tables."""
+
+VERDICT_LEGEND = (
+    "ratio: of medians, base / engine, 2 is twice as fast, with its 95 % interval; same: no "
+    "difference that matters; unclear: the interval does not decide"
+)
+THROUGHPUT_LEGEND = "img/s: most of the runs with several requests in flight, else of the isolated"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One engine at one shape. `images_per_second`: most of all runs, at `in_flight` requests;
+    `ratio` is None for the base itself and where none was taken."""
+
+    engine: EngineResult
+    measured: Measurement
+    images_per_second: float
+    in_flight: int
+    ratio: Ratio | None
+    is_base: bool
+
+
+@dataclass(frozen=True)
+class Point:
+    """Of the Pareto plot: latency in ms, relative error."""
+
+    label: str
+    latency: float
+    error: float
+
+
+def plain(text: str) -> str:
+    """Without control characters: a label may not move the cursor or break a line."""
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def shorten(text: str, most: int) -> str:
+    """At most `most` characters; the middle goes, names differ at their ends."""
+    if len(text) <= most:
+        return text
+    head = most // 2
+    tail = most - 1 - head
+    return text[:head] + "…" + (text[-tail:] if tail else "")
+
+
+def three(value: float) -> str:
+    """Three digits, without an exponent: 0.034, 3.42, 27.1, 412."""
+    size = abs(value)
+    decimals = 0 if size >= 99.95 else 1 if size >= 9.995 else 2 if size >= 0.0995 else 3
+    return f"{value:.{decimals}f}"
+
+
+def short_error(value: float) -> str:
+    """3.8e-3; 0 is exact."""
+    if value == 0:
+        return "0"
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def share(value: float) -> str:
+    return "100%" if value == 1 else f"{value:.1%}"
+
+
+def megabytes(size: int) -> str:
+    return f"{three(size / 1e6)} MB" if size else ""
+
+
+def p99(measured: Measurement) -> str:
+    """Empty where there are too few samples for one."""
+    return three(measured.host.p99) if measured.host.n >= P99_NEEDS else ""
+
+
+def interval(ratio: Ratio) -> str:
+    return f"{ratio.ratio:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+
+
+def shape_of(shape: str) -> tuple[int, ...]:
+    """ "8x3x224x224" -> (8, 3, 224, 224). Raises `InputError`."""
+    try:
+        return tuple(int(side) for side in shape.split("x"))
+    except ValueError as error:
+        raise InputError(f"{shape!r} is not a shape like 8x3x224x224") from error
+
+
+def sound(record: Record) -> Record:
+    """The record with every engine that holds a number that is none marked as failed.
+
+    NaN and infinity are failures of who measured, and never drawn. Raises `InputError` where they
+    stand outside the engines and their ratios.
+    """
+    bad: dict[str, str] = {}
+    for engine in record.engines:
+        found = next(not_numbers(msgspec.to_builtins(engine)), None)
+        if found is not None:
+            bad[engine.label] = found
+    for ratio in record.ratios:
+        found = next(not_numbers(msgspec.to_builtins(ratio)), None)
+        if found is not None:
+            bad.setdefault(ratio.other, f"ratio.{found}")
+    rest = msgspec.structs.replace(record, engines=(), ratios=())
+    outside = next(not_numbers(msgspec.to_builtins(rest)), None)
+    if outside is not None:
+        raise InputError(f"the record holds no number at {outside}",
+                         hint="measure again: rest-deploy bench")  # fmt: skip
+    failed = {engine.label for engine in record.engines if engine.failed} | set(bad)
+    engines = tuple(
+        msgspec.structs.replace(
+            engine,
+            failed=f"no number was measured: {bad[engine.label]}",
+            measurements=(),
+            blocks=(),
+            accuracy=None,
+            start=None,
+        )
+        if engine.label in bad
+        else engine
+        for engine in record.engines
+    )
+    ratios = tuple(
+        ratio for ratio in record.ratios if ratio.base not in failed and ratio.other not in failed
+    )
+    return msgspec.structs.replace(record, engines=engines, ratios=ratios)
+
+
+def not_numbers(value: Any, path: str = "") -> Iterator[str]:
+    """Where NaN and infinity stand: "measurements[0].host.p99 is nan"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{path} is {value}"
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from not_numbers(inner, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from not_numbers(inner, f"{path}[{index}]")
+
+
+def working(record: Record) -> tuple[EngineResult, ...]:
+    """Engines that have numbers: a failed one has none that count."""
+    return tuple(engine for engine in record.engines if not engine.failed)
+
+
+def failures(record: Record) -> list[tuple[str, str]]:
+    """(label, reason) of those that failed."""
+    return [(engine.label, engine.failed) for engine in record.engines if engine.failed]
+
+
+def warnings(record: Record) -> list[str]:
+    """Notes of the record, then of each measurement, equal ones of an engine together."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for engine in working(record):
+        for measured in engine.measurements:
+            for warning in measured.warnings:
+                where = places.setdefault((engine.label, warning), [])
+                where.append(f"{measured.shape} {measured.mode}")
+    return [
+        *record.notes,
+        *(f"{label}, {', '.join(dict.fromkeys(where))}: {warning}"
+          for (label, warning), where in places.items()),
+    ]  # fmt: skip
+
+
+def base_label(record: Record) -> str:
+    """What the ratios are to; "" where there are none."""
+    return record.ratios[0].base if record.ratios else ""
+
+
+def shapes(record: Record, mode: Mode | None = None) -> list[str]:
+    """Measured shapes, small images first, then small batches."""
+    found = {
+        measured.shape
+        for engine in working(record)
+        for measured in engine.measurements
+        if mode in (None, measured.mode)
+    }
+    return sorted(found, key=lambda shape: (shape_of(shape)[2:], shape_of(shape)))
+
+
+def rows(record: Record, shape: str, mode: Mode = "isolated") -> list[Row]:
+    """Engines in the record's order, one row a measurement."""
+    ratios = {
+        ratio.other: ratio for ratio in record.ratios if (ratio.shape, ratio.mode) == (shape, mode)
+    }
+    found = []
+    for engine in working(record):
+        for measured in engine.measurements:
+            if (measured.shape, measured.mode) != (shape, mode):
+                continue
+            best = most(engine, measured)
+            found.append(
+                Row(
+                    engine=engine,
+                    measured=measured,
+                    images_per_second=best.images_per_second,
+                    in_flight=best.in_flight,
+                    ratio=ratios.get(engine.label),
+                    is_base=engine.label == base_label(record),
+                )
+            )
+    return found
+
+
+def most(engine: EngineResult, measured: Measurement) -> Measurement:
+    """Of the saturated runs at the same shape the one with most images a second, `measured` where
+    none has more. What begins at the pixels has no saturated run."""
+    if measured.mode != "isolated":
+        return measured
+    same = (
+        other
+        for other in engine.measurements
+        if other.mode == "saturated" and other.shape == measured.shape
+    )
+    return max((measured, *same), key=lambda found: found.images_per_second)
+
+
+def fastest(record: Record, shape: str) -> Row | None:
+    """Least median of isolated requests."""
+    return min(rows(record, shape), key=lambda row: row.measured.host.median, default=None)
+
+
+def points(record: Record, shape: str) -> list[Point]:
+    """Of the engines whose accuracy is known and not exact: they have a place on a log axis."""
+    return [
+        Point(row.engine.label, row.measured.host.median, row.engine.accuracy.relative_error)
+        for row in rows(record, shape)
+        if row.engine.accuracy is not None and row.engine.accuracy.relative_error > 0
+    ]
+
+
+def front(candidates: Iterable[Point]) -> list[Point]:
+    """Those that no other beats in both, fastest first (ties: the more accurate)."""
+    best: list[Point] = []
+    for point in sorted(candidates, key=lambda point: (point.latency, point.error)):
+        if not best or point.error < best[-1].error:
+            best.append(point)
+    return best
+
+
+def blocks(engine: EngineResult) -> list[str]:
+    """In the order of the data flow, as stored."""
+    return list(dict.fromkeys(block.block for block in engine.blocks))
+
+
+def union(lists: Iterable[Sequence[str]]) -> list[str]:
+    """All entries, each once; those that only later lists have stand behind what precedes them."""
+    merged: list[str] = []
+    for entries in lists:
+        at = 0
+        for entry in entries:
+            if entry in merged:
+                at = merged.index(entry) + 1
+            else:
+                merged.insert(at, entry)
+                at += 1
+    return merged

@@ -1,0 +1,294 @@
+"""The tables of the page: a record -> HTML, numbers right-aligned and sortable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rest_deploy.bench.record import EngineResult, Environment, Measurement, Record
+from rest_deploy.report import bench_rows as derived
+from rest_deploy.report import breakdown
+from rest_deploy.report.bench_rows import three
+from rest_deploy.report.markup import Content, Markup, element
+from rest_deploy.report.plots import Looks
+from rest_deploy.report.svg import Look, marker
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`value`: what a column is sorted by; `kind`: its class in page.css."""
+
+    content: Content
+    value: float | None = None
+    kind: str = ""
+
+
+EMPTY = Cell("")
+
+
+def grid(
+    caption: str,
+    header: Sequence[Content],
+    rows: Iterable[tuple[Content, Sequence[Cell], Look | None]],
+    *,
+    kind: str = "",
+    sortable: bool = False,
+) -> Markup:
+    """A table with a caption, in a box of its own that scrolls. rows: (row header, cells, look of
+    the engine that the row is about)."""
+    head = element("tr", [element("th", cell, scope="col") for cell in header])
+    body = [
+        element(
+            "tr",
+            element("th", name, scope="row"),
+            [
+                element("td", cell.content, class_=cell.kind or None, data_v=_exact(cell.value))
+                for cell in cells
+            ],
+            data_engine=None if look is None else str(look.index),
+        )
+        for name, cells, look in rows
+    ]
+    table = element(
+        "table",
+        element("caption", element("span", caption)),
+        element("thead", head),
+        element("tbody", body),
+        class_=kind.replace("tall", "").strip() or None,
+        data_sort=sortable or None,
+    )
+    box = "scroll tall" if "tall" in kind else "scroll"
+    return element("div", table, class_=box, tabindex="0", role="region", aria_label=caption)
+
+
+def _exact(value: float | None) -> str | None:
+    """Not rounded: an error of 1e-7 is not one of 2e-7."""
+    return None if value is None else f"{value:.9g}"
+
+
+def key(look: Look) -> Markup:
+    """The engine's mark, as in the plots."""
+    return element("svg", marker(look, 0, 0), class_="key", viewBox="-7 -7 14 14",
+                   aria_hidden="true")  # fmt: skip
+
+
+def engine_name(engine: EngineResult, looks: Looks) -> Markup:
+    return element("span", key(looks[engine.label]), " ", engine.label)
+
+
+def overview(record: Record, looks: Looks) -> Markup:
+    """Accuracy and latency side by side: one row an engine, one column a shape."""
+    shapes = derived.shapes(record, "isolated")
+    found = {
+        (row.engine.label, shape): row
+        for shape in shapes
+        for row in reversed(derived.rows(record, shape))
+    }
+    rows = []
+    for engine in derived.working(record):
+        accuracy = engine.accuracy
+        size = derived.megabytes(engine.size_bytes)
+        cells = [
+            Cell(
+                (engine.precision, element("small", size)) if size else engine.precision,
+                kind="left",
+            ),
+            *(
+                (
+                    Cell(f"{accuracy.relative_error:.1e}", accuracy.relative_error),
+                    Cell(derived.share(accuracy.agreement), accuracy.agreement),
+                    Cell(f"{accuracy.kl:.1e}", accuracy.kl),
+                )
+                if accuracy
+                else (Cell("unknown"), EMPTY, EMPTY)
+            ),
+        ]
+        for shape in shapes:
+            cells.append(_latency(found, engine.label, shape, looks))
+        rows.append((engine_name(engine, looks), cells, looks[engine.label]))
+    header = ["engine", "precision, file", "relative error", "same top-1", "KL, nats"]
+    return grid(
+        f"Error of the logits and agreement against PyTorch in float64{_images(record)}; median "
+        f"latency in ms of isolated requests, and {derived.VERDICT_LEGEND}.",
+        [*header, *shapes],
+        rows,
+        sortable=True,
+    )
+
+
+def _images(record: Record) -> str:
+    counts = sorted({engine.accuracy.images for engine in record.engines if engine.accuracy})
+    return f" on {', '.join(map(str, counts))} images" if counts else ""
+
+
+def _latency(
+    found: Mapping[tuple[str, str], derived.Row], label: str, shape: str, looks: Looks
+) -> Cell:
+    row = found.get((label, shape))
+    if row is None:
+        return EMPTY
+    medians = [other.measured.host.median for (_, at), other in found.items() if at == shape]
+    median = row.measured.host.median
+    part = f"--part:{100 * median / max(medians):.1f}%" if max(medians) > 0 else "--part:0"
+    verdict = row.ratio.verdict if row.ratio else ""
+    said: Content = element("small", "base") if row.is_base else ""
+    if row.ratio:
+        said = (
+            element("small", f"{row.ratio.ratio:.2f} ",
+                    element("span", derived.VERDICTS[verdict], class_=verdict.split()[0])),
+            element("small", f"{row.ratio.low:.2f} to {row.ratio.high:.2f}"),
+        )  # fmt: skip
+    meter = element(
+        "span", element("i", style=part), class_=f"meter {looks[label].hue}", aria_hidden="true"
+    )
+    best = "best" if median == min(medians) else ""
+    return Cell((three(median), meter, said), median, best)
+
+
+def measurements(record: Record, looks: Looks) -> Markup:
+    """Everything that was measured, as it was stored."""
+    header = ("engine", "shape", "mode", "in flight", "threads", "N", "min", "median", "noise",
+              "mean", "p90", "p95", "p99", "max", "CoV", "outliers", "images/s",
+              "stopped by")  # fmt: skip
+    rows = [
+        (engine_name(engine, looks), _measured(found), looks[engine.label])
+        for engine in derived.working(record)
+        for found in engine.measurements
+    ]
+    return grid(
+        "Wall clock of one request in ms; noise: half of the median's 95 % interval; no p99 where "
+        f"N < {derived.P99_NEEDS}; outliers: beyond the upper fence, counted and kept.",
+        header,
+        rows,
+        kind="tall",
+        sortable=True,
+    )
+
+
+def _measured(found: Measurement) -> list[Cell]:
+    host = found.host
+    tail = derived.p99(found)
+    return [
+        Cell(found.shape),
+        Cell(found.mode, kind="left"),
+        Cell(str(found.in_flight), found.in_flight),
+        Cell(str(found.threads) if found.threads else "all", found.threads),
+        Cell(str(host.n), host.n),
+        *(Cell(three(value), value) for value in (host.min, host.median)),
+        Cell(f"±{found.noise:.1%}", found.noise),
+        *(Cell(three(value), value) for value in (host.mean, host.p90, host.p95)),
+        Cell(tail, host.p99) if tail else EMPTY,
+        Cell(three(host.max), host.max),
+        Cell(f"{host.cov:.1%}", host.cov),
+        Cell(str(found.outliers), found.outliers),
+        Cell(three(found.images_per_second), found.images_per_second),
+        Cell(found.stopped_by, kind="wide"),
+    ]
+
+
+def starts(record: Record, looks: Looks) -> Markup | None:
+    """A fresh process: where its time goes until the first answer. None where none was started."""
+    rows = []
+    for engine in derived.working(record):
+        start = engine.start
+        if start is None:
+            continue
+        times = (start.import_ms, start.load_ms, start.first_ms, start.total_ms)
+        peaks = (start.peak_bytes, engine.peak_bytes)
+        cells = [Cell(three(value), value) for value in times]
+        cells += [Cell(derived.megabytes(size), size) for size in peaks]
+        rows.append((engine_name(engine, looks), cells, looks[engine.label]))
+    if not rows:
+        return None
+    header = ("engine", "import, ms", "load, ms", "first answer, ms", "in all, ms",
+              "peak at start", "peak of the run")  # fmt: skip
+    return grid(
+        "A fresh process: package imported, engine loaded, first image answered.",
+        header,
+        rows,
+        sortable=True,
+    )
+
+
+def fractions(engines: Sequence[EngineResult], looks: Looks) -> Markup | None:
+    """Floor over time, per block and engine: how much of what the machine can is used."""
+    reached = {engine.label: breakdown.reached(engine) for engine in engines}
+    blocks = derived.union([list(found) for found in reached.values()])
+    if not blocks:
+        return None
+    rows: list[tuple[Content, list[Cell], Look | None]] = []
+    for block in blocks:
+        cells = []
+        for engine in engines:
+            part = reached[engine.label].get(block)
+            step = 0 if part is None else min(breakdown.SHADES - 1, int(part * breakdown.SHADES))
+            cells.append(EMPTY if part is None else Cell(f"{part:.0%}", part, f"s{step}"))
+        rows.append((block, cells, None))
+    header: list[Content] = ["block", *(engine_name(engine, looks) for engine in engines)]
+    return grid(
+        "The least time this machine needs for the block's operations and bytes, over the time it "
+        "took; 100% is as fast as the machine can.",
+        header,
+        rows,
+        kind="heat small",
+    )
+
+
+def heat(
+    caption: str,
+    corner: str,
+    values: Mapping[tuple[str, str], float],
+    down: Sequence[str],
+    across: Sequence[str],
+) -> Markup:
+    """(row, column) -> positive value, shaded on a logarithmic scale."""
+    low, high = breakdown.extremes(values)
+    rows: list[tuple[Content, list[Cell], Look | None]] = []
+    for name in down:
+        cells = []
+        for column in across:
+            value = values.get((name, column))
+            cells.append(
+                EMPTY if value is None
+                else Cell(f"{value:.1e}", value, f"s{breakdown.shade(value, low, high)}")
+            )  # fmt: skip
+        rows.append((name, cells, None))
+    return grid(caption, [corner, *across], rows, kind="heat small")
+
+
+def environment(machine: Environment, record: Record) -> Markup:
+    """The machine and its state, as a list of facts."""
+    facts = [
+        ("CPU", f"{machine.cpu}, {machine.cores} cores"),
+        ("features", ", ".join(machine.features)),
+        ("memory", f"{machine.memory_bytes / 1e9:.1f} GB"),
+        ("GPU", "; ".join(machine.gpus) or "none"),
+        ("system", machine.system),
+        ("Python", machine.python),
+        ("packages", ", ".join(f"{name} {version}" for name, version in machine.packages.items())),
+        ("clock", machine.governor or "unknown"),
+        ("load before the run", f"{machine.load:.2f}"),
+        ("model", f"{record.model}, sha256 {record.model_sha256}"),
+        *(
+            (f"engine {engine.label}", f"{engine.file}, sha256 {engine.sha256}")
+            for engine in record.engines
+            if engine.file
+        ),
+        *ceilings(record),
+    ]
+    return element(
+        "dl",
+        [(element("dt", name), element("dd", value)) for name, value in facts if value],
+        class_="facts",
+    )
+
+
+def ceilings(record: Record) -> list[tuple[str, str]]:
+    found = record.ceilings
+    if found is None:
+        return []
+    peaks = ", ".join(f"{kind} {three(peak)}" for kind, peak in found.gemm_gflops.items())
+    return [
+        ("reached by a large GEMM", f"{peaks} GFLOP/s, {found.threads} threads"),
+        ("reached by a copy", f"{three(found.copy_gb_per_s)} GB/s"),
+    ]
