@@ -20,7 +20,7 @@ LEAST_NAME = 10
 def bench(record: Record, written: Sequence[str] = ()) -> str:
     """All of it. written: paths of the files that hold the record and the page.
 
-    Raises `InputError` for NaN outside the engines; inside, the engine is shown as failed.
+    Raises what `bench_rows.sound` does.
     """
     record = derived.sound(record)
     lines = [*_head(record)]
@@ -80,7 +80,7 @@ def _cells(row: derived.Row) -> tuple[str, ...]:
     counted = f"({measured.host.n})"
     return (
         _name(row.engine),
-        derived.plain(row.engine.precision),
+        derived.shorten(derived.plain(row.engine.precision), 6),
         derived.three(measured.host.median),
         f"±{measured.noise:.1%}",
         derived.three(measured.host.p90),

@@ -15,6 +15,8 @@ from rest_deploy.errors import InputError
 P99_NEEDS = 100
 """Samples below which no p99 is shown: it would be the maximum under another name."""
 
+AGAIN = "measure again: rest-deploy bench"
+
 VERDICTS = {"faster": "faster", "slower": "slower", "no difference": "same", "ambiguous": "unclear"}
 """Short words for narrow tables."""
 
@@ -105,8 +107,17 @@ def sound(record: Record) -> Record:
     """The record with every engine that holds a number that is none marked as failed.
 
     NaN and infinity are failures of who measured, and never drawn. Raises `InputError` where they
-    stand outside the engines and their ratios.
+    stand outside the engines and their ratios, for two engines of one label, and for a ratio of an
+    engine that is not there.
     """
+    labels = [engine.label for engine in record.engines]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InputError(f"the record has several engines called {label!r}", hint=AGAIN)
+    for ratio in record.ratios:
+        if unknown := {ratio.base, ratio.other} - set(labels):
+            raise InputError(f"the record has a ratio of {min(unknown)!r}, which is none of its "
+                             f"engines: {', '.join(labels)}", hint=AGAIN)  # fmt: skip
     bad: dict[str, str] = {}
     for engine in record.engines:
         found = next(not_numbers(msgspec.to_builtins(engine)), None)
@@ -119,8 +130,7 @@ def sound(record: Record) -> Record:
     rest = msgspec.structs.replace(record, engines=(), ratios=())
     outside = next(not_numbers(msgspec.to_builtins(rest)), None)
     if outside is not None:
-        raise InputError(f"the record holds no number at {outside}",
-                         hint="measure again: rest-deploy bench")  # fmt: skip
+        raise InputError(f"the record holds a value that is no number: {outside}", hint=AGAIN)
     failed = {engine.label for engine in record.engines if engine.failed} | set(bad)
     engines = tuple(
         msgspec.structs.replace(

@@ -15,7 +15,7 @@ MODES: tuple[Mode, ...] = ("isolated", "end-to-end")
 def markdown(record: Record) -> str:
     """Headings, tables and lists; text of the record is escaped, so a label stays text.
 
-    Raises `InputError` for NaN outside the engines; inside, the engine is shown as failed.
+    Raises what `bench_rows.sound` does.
     """
     record = derived.sound(record)
     machine = record.environment

@@ -22,8 +22,7 @@ Plot = Callable[[Record, str, Looks, str], Markup | None]
 
 
 def page(record: Record) -> str:
-    """The whole page. Raises `InputError` for NaN outside the engines; inside, the engine is shown
-    as failed."""
+    """The whole page. Raises what `bench_rows.sound` does."""
     record = derived.sound(record)
     looks = svg.looks((e.label, e.backend, e.precision) for e in derived.working(record))
     sections = [section for section in _sections(record, looks) if section is not None]

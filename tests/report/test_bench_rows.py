@@ -1,0 +1,172 @@
+"""Rows and words that all reports of a bench record share."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import pytest
+
+from rest_deploy.errors import InputError
+from rest_deploy.report import bench_rows as derived
+from rest_deploy.report.bench_rows import Point
+from tests.report.hostile import replaced
+from tests.report.sample import record
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.0341, "0.034"), (0.5, "0.50"), (9.99, "9.99"), (9.996, "10.0"), (27.14, "27.1"),
+     (99.96, "100"), (1234.4, "1234"), (0.0, "0.000")],
+)  # fmt: skip
+def test_three_digits(value: float, words: str) -> None:
+    assert derived.three(value) == words
+
+
+def test_short_error() -> None:
+    assert [derived.short_error(value) for value in (0.0, 3.8e-3, 2.1e-7, 0.12)] == [
+        "0", "3.8e-3", "2.1e-7", "1.2e-1",
+    ]  # fmt: skip
+
+
+def test_only_all_is_a_hundred_percent() -> None:
+    """99.96 % of 5000 images is two that differ."""
+    assert (derived.share(1.0), derived.share(0.9961)) == ("100%", "99.6%")
+
+
+@pytest.mark.parametrize("most", [2, 5, 10, 11])
+def test_shorten(most: int) -> None:
+    short = derived.shorten("0123456789a", most)
+    assert len(short) == most
+    assert ("…" in short) == (most < 11)
+    assert short[0] == "0"
+
+
+def test_plain_takes_control_characters_out() -> None:
+    assert derived.plain("a\x1b[31m\n\u202eb é") == "a�[31m��b é"
+
+
+def test_p99_needs_samples() -> None:
+    (first, *_) = derived.rows(record(), "1x3x224x224")
+    assert derived.p99(first.measured) == derived.three(first.measured.host.p99)
+    few = replaced(first.measured, "host.n", derived.P99_NEEDS - 1)
+    assert derived.p99(few) == ""
+
+
+def test_shapes_small_images_first() -> None:
+    assert derived.shapes(record()) == ["1x3x224x224", "8x3x224x224", "1x3x448x448", "8x3x448x448"]
+    with pytest.raises(InputError, match="not a shape"):
+        derived.shape_of("big")
+
+
+def test_rows_join_what_belongs_together() -> None:
+    rows = derived.rows(record(), "8x3x224x224")
+    assert [row.engine.label for row in rows][::4] == ["pytorch fp32", "openvino int8"]
+    assert [row.is_base for row in rows] == [True, False, False, False, False]
+    assert rows[0].ratio is None
+    for row in rows[1:]:
+        assert row.ratio is not None
+        assert (row.ratio.other, row.ratio.shape) == (row.engine.label, "8x3x224x224")
+        assert row.in_flight == 8  # the most images a second of the sweep
+        assert row.images_per_second > row.measured.images_per_second
+    assert rows[0].images_per_second == rows[0].measured.images_per_second
+
+
+def test_saturated_runs_do_not_lend_their_throughput_to_others() -> None:
+    """Neither to what begins at the pixels, nor to each other."""
+    for mode in ("end-to-end", "saturated"):
+        for row in derived.rows(record(), "1x3x224x224", mode):
+            assert row.images_per_second == row.measured.images_per_second
+
+
+def test_fastest() -> None:
+    found = derived.fastest(record(), "1x3x448x448")
+    assert found is not None
+    assert found.engine.label == "openvino int8"
+    assert derived.fastest(record(), "1x3x32x32") is None
+
+
+def test_front() -> None:
+    points = [Point("a", 1, 1e-2), Point("b", 2, 1e-3), Point("worse than b", 3, 1e-3),
+              Point("c", 3, 1e-5), Point("twin of a", 1, 2e-2)]  # fmt: skip
+    assert [point.label for point in derived.front(points)] == ["a", "b", "c"]
+    assert derived.front([]) == []
+
+
+def test_points_leave_out_what_has_no_place_on_a_log_axis() -> None:
+    sample = record()
+    exact = replaced(sample, "engines.0.accuracy.relative_error", 0.0)
+    unknown = replaced(exact, "engines.1.accuracy", None)
+    assert len(derived.points(sample, "1x3x224x224")) == 5
+    assert len(derived.points(unknown, "1x3x224x224")) == 3
+
+
+def test_union_keeps_the_order_of_each() -> None:
+    assert derived.union([["a", "c"], ["a", "b", "c", "d"], ["z"]]) == ["z", "a", "b", "c", "d"]
+
+
+def test_a_sound_record_stays_as_it_is() -> None:
+    assert derived.sound(record()) == record()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "path",
+    ["accuracy.relative_error", "measurements.0.host.p99", "measurements.1.samples.7",
+     "measurements.0.images_per_second", "blocks.3.floor_ms", "start.load_ms"],
+)  # fmt: skip
+def test_an_engine_with_a_number_that_is_none_has_failed(path: str, value: float) -> None:
+    found = derived.sound(replaced(record(), f"engines.2.{path}", value))
+    engine = found.engines[2]
+    assert path.split(".")[-1].strip("7") in engine.failed
+    assert str(value) in engine.failed
+    assert (engine.measurements, engine.blocks, engine.accuracy, engine.start) == ((), (), None,
+                                                                                  None)  # fmt: skip
+    assert engine not in derived.working(found)
+    assert {ratio.other for ratio in found.ratios} == {
+        "onnxruntime fp32", "openvino fp32", "openvino int8",
+    }  # fmt: skip
+    assert [label for label, _ in derived.failures(found)] == [engine.label, "tensorrt fp16"]
+
+
+def test_a_ratio_that_is_none_fails_its_engine() -> None:
+    found = derived.sound(replaced(record(), "ratios.0.high", math.nan))
+    assert "ratio.high is nan" in found.engines[1].failed
+
+
+def test_a_base_that_failed_has_no_ratios() -> None:
+    found = derived.sound(replaced(record(), "engines.0.measurements.0.host.cov", math.nan))
+    assert found.ratios == ()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["sensitivity.places.0.relative_error", "instance_norm.rows.3.relative_error",
+     "ceilings.copy_gb_per_s", "ceilings.gemm_gflops.fp32", "environment.load"],
+)  # fmt: skip
+def test_no_number_elsewhere_is_refused(path: str) -> None:
+    with pytest.raises(InputError, match=r"no number: .*(error|per_s|fp32|load) is nan"):
+        derived.sound(replaced(record(), path, math.nan))
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("engines.1.label", "several engines called 'openvino int8'"),
+     ("ratios.2.other", "ratio of 'nobody'"), ("ratios.2.base", "ratio of 'nobody'")],
+)  # fmt: skip
+def test_labels_must_tell_engines_apart(path: str, words: str) -> None:
+    name = "openvino int8" if path.startswith("engines") else "nobody"
+    with pytest.raises(InputError, match=words):
+        derived.sound(replaced(record(), path, name))
+
+
+def test_warnings_of_an_engine_are_said_once() -> None:
+    sample = record()
+    engine = sample.engines[1]
+    warned = tuple(
+        msgspec.structs.replace(found, warnings=("hot",)) for found in engine.measurements[:6]
+    )
+    found = derived.warnings(replaced(sample, "engines.1.measurements", warned))
+    assert found[:2] == list(sample.notes)
+    assert [warning.count("hot") for warning in found[2:]] == [1, 0]
+    assert found[2].startswith("onnxruntime fp32, 1x3x224x224 isolated, 1x3x224x224 saturated, ")
