@@ -111,7 +111,10 @@ def roofline(engine: EngineResult, ceilings: Ceilings, look: Look, name: str) ->
         own = "roof own" if kind == engine.precision else "roof"
         said = f"{kind} {three(peak)} GFLOP/s"
         wide = svg.CHARACTER * len(said)
-        written.append((WIDTH - RIGHT - wide, y(peak) - 17, wide, 19))
+        written += [
+            (WIDTH - RIGHT - wide, y(peak) - 17, wide, 19),
+            (x(ridge), y(peak) - 2, WIDTH - x(ridge), 4),
+        ]
         roofs += [
             svg.polyline([(x(at), y(rate)) for at, rate in corners], own),
             svg.text(WIDTH - RIGHT, y(peak) - 5, said, "end", "figure"),

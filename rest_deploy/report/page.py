@@ -90,9 +90,10 @@ def _tiles(record: Record, looks: Looks) -> Content:
         row = derived.fastest(record, shape)
         if row is None:
             continue
-        how = f"{row.ratio.ratio:.2f} times {row.ratio.base}" if row.ratio else "the base"
+        ratio = row.ratio
+        how = f"{ratio.ratio:.2f} times as fast as {ratio.base}" if ratio else ""
         accuracy = row.engine.accuracy
-        error = f", error {accuracy.relative_error:.1e}" if accuracy else ""
+        error = f"relative error {accuracy.relative_error:.1e}" if accuracy else ""
         tiles.append(
             element(
                 "li",
@@ -100,7 +101,7 @@ def _tiles(record: Record, looks: Looks) -> Content:
                 element("span", three(row.measured.host.median), " ", element("small", "ms"),
                         class_="big"),
                 element("span", key(looks[row.engine.label]), " ", row.engine.label, class_="who"),
-                element("span", how + error, class_="how"),
+                [element("span", said, class_="how") for said in (how, error) if said],
             )
         )  # fmt: skip
     return element("ul", tiles, class_="tiles") if tiles else ()
@@ -251,8 +252,8 @@ def _roofline(record: Record, looks: Looks, run: str) -> Section | None:
     drawn: Content = element("div", found, class_="plots") if join(found) else ()
     return _section(
         "roofline", "Roofline", "How much of the machine is used",
-        "What a large GEMM and a copy reach on this machine bounds every block. A block below the "
-        "slope waits for memory, one under the flat part for arithmetic.", run, table,
+        "What a large GEMM and a copy reach on this machine bounds every block: under the "
+        "slope by memory, under the flat part by arithmetic.", run, table,
         element("br") if drawn and table else (), drawn,
     )  # fmt: skip
 
