@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,24 @@ class Numbers(click.ParamType[tuple[int, ...]]):
         if not all(re.fullmatch(r"[1-9][0-9]{0,4}", word) for word in words):
             self.fail(f"{value!r} is not a list of positive whole numbers like 1,5")
         return tuple(int(word) for word in words)
+
+
+class Percent(click.ParamType[float]):
+    """A percentage: "5%" or "5" -> 0.05."""
+
+    name = "percent"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,  # noqa: ARG002  # click's signature
+        ctx: click.Context | None,  # noqa: ARG002  # see param
+    ) -> float:
+        if isinstance(value, float):
+            return value
+        if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,4})?%?", value):
+            self.fail(f"{value!r} is not a percentage like 5%")
+        return float(value.removesuffix("%")) / 100
 
 
 class Interrupt:
@@ -162,3 +181,10 @@ def progress(as_json: bool) -> Progress:
             click.echo(f"  {step} ({seconds:.1f} s)", err=True)
 
     return show
+
+
+def show(report: Any, as_json: bool, render: Callable[[Any], str]) -> None:
+    """A report on stdout: as JSON, or as the text that `render` makes of it."""
+    from rest_deploy.artifact import to_json
+
+    click.echo(to_json(report) if as_json else render(report), nl=not as_json)

@@ -83,6 +83,10 @@ class DeviceError(MissingDependencyError):
     """The GPU or its driver refused: no memory, no such device, a kernel that failed."""
 
 
+class DeviceMemoryError(DeviceError):
+    """The GPU has not as much memory left as was asked for."""
+
+
 class OutputError(RestDeployError):
     """A result could not be written. What was there before is untouched."""
 

@@ -10,7 +10,7 @@ import click
 from rest_deploy.console import Sizes
 
 if TYPE_CHECKING:
-    from rest_deploy.verbs import Images, ProviderWishes, Request, Wishes
+    from rest_deploy.verbs import ExportWishes, Images, ProviderWishes, Request, Wishes
 
 PATH = click.Path(path_type=Path)
 
@@ -25,6 +25,11 @@ threads_option = click.option(
 )
 
 
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Print what would be built; build nothing."
+)
+
+
 def calibration_options(function: Any) -> Any:
     """Which images to calibrate on; `images` reads them."""
     options: list[Any] = [
@@ -36,6 +41,26 @@ def calibration_options(function: Any) -> Any:
                      help="At most so many calibration images."),
         click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
                      help="Of the draw of calibration images."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def export_options(function: Any) -> Any:
+    """Options that `export` and `deploy` share; `export_wishes` reads them."""
+    options: list[Any] = [
+        click.option("--checkpoint-key",
+                     help="Entry of a .pth with the weights. [default: EMA, model]"),
+        click.option(
+            "--instance-norm", type=click.Choice(["folded", "native", "decomposed"]),
+            default="folded", show_default=True,
+            help="Form of the InstanceNorm on the attention map; folded is exact and accurate.",
+        ),
+        click.option("--opset", type=int, help="ONNX opset, 18 to 23. [default: 20]"),
+        click.option("--num-classes", type=click.IntRange(0, 1_000_000),
+                     help="0: no head, embeddings."),
+        click.option("--labels", help="File with one class name a line."),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -113,7 +138,6 @@ def tensorrt_options(function: Any) -> Any:
         click.option("--strip-weights", is_flag=True, help="Without weights; they are refitted."),
         click.option("--timing-cache", type=PATH,
                      help="Kernel timings kept between builds, with tensorrt."),
-        click.option("--dry-run", is_flag=True, help="Print what would be built; build nothing."),
         click.option("--save-engine", type=PATH, help="Its path. [default: in the workspace]"),
     ]  # fmt: skip
     for option in reversed(options):
@@ -178,6 +202,16 @@ def through(options: dict[str, Any], backend: str) -> ProviderWishes:
     )
     check_backend(found, backend)
     return found
+
+
+def export_wishes(options: dict[str, Any]) -> ExportWishes:
+    """Takes `export_options` out of the options, and reads the checkpoint, which the gate uses."""
+    from rest_deploy.verbs import ExportWishes
+
+    names = ("checkpoint_key", "instance_norm", "opset", "num_classes", "labels")
+    return ExportWishes(
+        checkpoint=options["checkpoint"], **{name: options.pop(name) for name in names}
+    )
 
 
 def images(options: dict[str, Any]) -> Images:

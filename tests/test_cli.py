@@ -38,8 +38,8 @@ CLASSES = 10
 """Of the checkpoints made here."""
 
 COMMANDS = (
-    "build-engine", "calibrate", "doctor", "export", "inspect", "lint", "predict", "quantize",
-    "refit", "report", "sensitivity", "variants", "verify",
+    "build-engine", "calibrate", "compare", "deploy", "doctor", "export", "inspect", "lint",
+    "predict", "profile", "quantize", "refit", "report", "sensitivity", "variants", "verify",
 )  # fmt: skip
 HEAVY = {"torch", "onnxruntime", "onnx", "onnxscript", "numpy", "PIL", "safetensors"}
 

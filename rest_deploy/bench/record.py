@@ -62,7 +62,8 @@ class Measurement(Struct, frozen=True):
     """One engine at one input shape, in one mode.
 
     threads: per operator, 0 for all. in_flight: requests at once. host: wall clock of the steady
-    clock, per request. device: "h2d", "compute", "d2h" on the GPU's events, empty on a CPU.
+    clock, per request. device: "h2d", "compute", "d2h" on the GPU's events and
+    "enqueue", the host's time to hand it over; empty on a CPU.
     samples: of `host`, in order of time. stopped_by: the rule that ended it, in words; noise: half
     width of the 95 % interval of the median, relative to it. outliers: samples beyond the upper
     fence, announced and kept. warnings: in plain words.
@@ -114,11 +115,14 @@ class BlockTime(Struct, frozen=True):
 
 
 class Ceilings(Struct, frozen=True):
-    """What this machine reaches, measured: GFLOP/s of a large GEMM by precision, GB/s of a copy."""
+    """What this machine reaches, measured: GFLOP/s of a large GEMM by precision, GB/s of a copy
+    (read and written) larger than the last-level cache; copies: (bytes moved, GB/s) of smaller
+    ones, which stay in a cache. threads: 0 for all."""
 
     gemm_gflops: dict[str, float]
     copy_gb_per_s: float
     threads: int
+    copies: tuple[tuple[int, float], ...] = ()
 
 
 class Start(Struct, frozen=True):
@@ -151,8 +155,9 @@ class EngineResult(Struct, frozen=True):
 
 
 class Ratio(Struct, frozen=True):
-    """Engine `other` against `base` at one shape and mode, from rounds in turn: ratio of medians,
-    base / other, so that 2 is twice as fast; 95 % interval of it."""
+    """Engine `other` against `base` at one shape and mode, from rounds in turn: median over the
+    rounds of base / other, so that 2 is twice as fast; 95 % interval of it. Within a round, medians
+    of the blocks; saturated, wall time per request. rounds: so many."""
 
     base: str
     other: str
@@ -162,6 +167,9 @@ class Ratio(Struct, frozen=True):
     low: float
     high: float
     verdict: Verdict
+    threads: int = 0
+    in_flight: int = 1
+    rounds: int = 0
 
 
 class PlaceError(Struct, frozen=True):

@@ -21,34 +21,27 @@ FACTOR = 1.1
 
 FIXED_BYTES = 16_000_000
 
-BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 16: 2, 17: 1}
-"""Of an element, by onnx.TensorProto's number of its type."""
-
 SIXTEEN_BIT = (10, 16)
 FLOATS = (1, *SIXTEEN_BIT)
 
 
 def scratch_estimate(graph: bytes, shape: Dims) -> int:
     """Bytes for one execution context at `shape`. graph: a serialized typed ONNX model."""
-    import math
-
     import onnx
 
+    from rest_deploy.graph.tensors import at_shape
+
     model = onnx.ModelProto.FromString(graph)
-    _fix_shape(model.graph, shape)
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    values = {value.name: value for value in (*inferred.value_info, *inferred.output)}
+    tensors = at_shape(model, shape)
     sizes: dict[str, int] = {}
-    for node in inferred.node:
+    for node in model.graph.node:
         for name in node.output:
-            if name not in values:
+            if name not in tensors:
                 raise InvariantError(f"no shape is known for {name} at {shape}")
-            tensor = values[name].type.tensor_type
-            dims = [dim.dim_value for dim in tensor.shape.dim]
-            sizes[name] = math.prod(dims) * BYTES[tensor.elem_type]
-    types = {name: value.type.tensor_type.elem_type for name, value in values.items()}
-    sizes |= dict.fromkeys(_never_written(inferred, types), 0)
-    return int(FACTOR * _peak(inferred, sizes)) + FIXED_BYTES
+            sizes[name] = tensors[name].bytes
+    types = {name: tensor.type for name, tensor in tensors.items()}
+    sizes |= dict.fromkeys(_never_written(model.graph, types), 0)
+    return int(FACTOR * _peak(model.graph, sizes)) + FIXED_BYTES
 
 
 def without_weights(graph: bytes) -> bytes:
@@ -61,15 +54,6 @@ def without_weights(graph: bytes) -> bytes:
             tensor.ClearField("raw_data")
     light: bytes = model.SerializeToString()
     return light
-
-
-def _fix_shape(graph: onnx.GraphProto, shape: Dims) -> None:
-    """Numbers for the input's axes; what was inferred for names is forgotten."""
-    for dim, size in zip(graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
-        dim.dim_value = size
-    for output in graph.output:
-        output.type.tensor_type.shape.dim[0].dim_value = shape[0]
-    del graph.value_info[:]
 
 
 def _never_written(graph: onnx.GraphProto, types: dict[str, int]) -> set[str]:

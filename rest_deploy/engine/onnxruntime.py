@@ -72,44 +72,6 @@ class OnnxRuntimeRunner:
         """ONNX Runtime gives its memory back with the object."""
 
 
-def placement(
-    path: Path, provider: str, options: ProviderOptions = DEFAULTS, *, batch: int = 1
-) -> Placement:
-    """Run the model once on noise, profiled: which provider computed each node.
-
-    The images are 64x64, or of the least shape of the first profile. Raises what
-    `OnnxRuntimeRunner` does, and `VerificationError` for a profile that tells nothing.
-    """
-    import onnx
-
-    with tempfile.TemporaryDirectory() as folder:
-        session = open_session(path, provider, options, profile=Path(folder) / "profile")
-        (image,) = session.get_inputs()
-        shape = options.profiles[0].minimum if options.profiles else (batch, 3, 64, 64)
-        noise = np.random.default_rng(0).standard_normal(shape)
-        try:
-            session.run(None, {image.name: noise.astype(_DTYPES[image.type])})
-        except Exception as error:
-            raise ArtifactError(f"ONNX Runtime cannot run {path}: {reason(error)}") from error
-        text = Path(session.end_profiling()).read_text(encoding="utf-8")
-    nodes = onnx.load(path, load_external_data=False).graph.node
-    makers = {output: node for node in nodes for output in node.output}
-    return placed(
-        read_profile(text),
-        known(provider).ort_name,
-        INTEGER_KERNELS | FLOAT_KERNELS,
-        lambda name: _layer(name, makers),
-    )
-
-
-def _layer(name: str, makers: Mapping[str, onnx.NodeProto]) -> str:
-    """ "stage1.0:mlp" of a node after fusions; its own name where it has no role."""
-    from rest_deploy.graph.roles import place
-
-    original = _original_name(name, makers)
-    return str(place(original) or original)
-
-
 def _spec(argument: onnxruntime.NodeArg) -> TensorSpec:
     return TensorSpec(
         name=argument.name,
@@ -170,3 +132,41 @@ def _original_name(name: str, makers: Mapping[str, onnx.NodeProto]) -> str:
     while maker.op_type in FUSED_ACTIVATIONS and maker.input[0] in makers:
         maker = makers[maker.input[0]]
     return maker.name
+
+
+def placement(
+    path: Path, provider: str, options: ProviderOptions = DEFAULTS, *, batch: int = 1
+) -> Placement:
+    """Run the model once on noise, profiled: which provider computed each node.
+
+    The images are 64x64, or of the least shape of the first profile. Raises what
+    `OnnxRuntimeRunner` does, and `VerificationError` for a profile that tells nothing.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(path, provider, options, profile=Path(folder) / "profile")
+        (image,) = session.get_inputs()
+        shape = options.profiles[0].minimum if options.profiles else (batch, 3, 64, 64)
+        noise = np.random.default_rng(0).standard_normal(shape)
+        try:
+            session.run(None, {image.name: noise.astype(_DTYPES[image.type])})
+        except Exception as error:
+            raise ArtifactError(f"ONNX Runtime cannot run {path}: {reason(error)}") from error
+        text = Path(session.end_profiling()).read_text(encoding="utf-8")
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    makers = {output: node for node in nodes for output in node.output}
+    return placed(
+        read_profile(text),
+        known(provider).ort_name,
+        INTEGER_KERNELS | FLOAT_KERNELS,
+        lambda name: _layer(name, makers),
+    )
+
+
+def _layer(name: str, makers: Mapping[str, onnx.NodeProto]) -> str:
+    """ "stage1.0:mlp" of a node after fusions; its own name where it has no role."""
+    from rest_deploy.graph.roles import place
+
+    original = _original_name(name, makers)
+    return str(place(original) or original)

@@ -41,11 +41,12 @@ def open_session(
     *,
     threads: int | None = None,
     profile: Path | None = None,
+    optimized: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """A session that runs on the provider of that name, or an error.
 
     threads: for one operator, None for all cores. profile: beginning of the path of the profile it
-    writes at `end_profiling`.
+    writes at `end_profiling`. optimized: where the graph goes that it really runs.
     Raises `ArtifactError` for a file it cannot load, `MissingDependencyError` when the package or
     the provider is not here, `InputError` for options it does not have, `OutputError`.
     """
@@ -60,6 +61,8 @@ def open_session(
     if profile is not None:
         session_options.enable_profiling = True
         session_options.profile_file_prefix = str(profile)
+    if optimized is not None:
+        session_options.optimized_model_filepath = str(optimized)
     for key, value in session_entries(name, options).items():
         session_options.add_session_config_entry(key, value)
     chosen: dict[str, object] = {}

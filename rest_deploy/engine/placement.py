@@ -1,4 +1,6 @@
-"""Where ONNX Runtime ran each node: the proof that the provider asked for did the work.
+"""ONNX Runtime's profile: where each node ran, and for how long.
+
+Where: the proof that the provider asked for did the work.
 
 A session whose provider takes only some nodes runs the rest on the CPU without a word. Its
 profiler tells, node by node.
@@ -38,6 +40,30 @@ class Placement:
     provider: str
     nodes: dict[str, int]
     elsewhere: tuple[str, ...]
+
+
+def read_times(text: str, runs: int) -> list[list[tuple[str, float]]]:
+    """(name, ms) of every node in the order of execution, for each of `runs` runs.
+
+    Raises `VerificationError` when the profile is none or holds another number of runs.
+    """
+    try:
+        times = [
+            (event["name"].removesuffix(KERNEL), float(event["dur"]) / 1e3)
+            for event in json.loads(text)
+            if event.get("cat") == "Node" and event["name"].endswith(KERNEL)
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VerificationError(
+            f"ONNX Runtime's profile cannot be read ({type(error).__name__}: {error}): nothing "
+            "tells where the time went"
+        ) from error
+    each, rest = divmod(len(times), runs)
+    if rest or not each:
+        raise VerificationError(
+            f"ONNX Runtime's profile has {len(times)} nodes, which are not {runs} runs of one graph"
+        )
+    return [times[start : start + each] for start in range(0, len(times), each)]
 
 
 def read_profile(text: str) -> tuple[Ran, ...]:

@@ -7,10 +7,12 @@ gives a float32 engine without a word. So every build reads its own log and hand
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -176,6 +178,21 @@ def known_sms(flavour: Flavour) -> tuple[str, ...]:
     return tuple(sorted(found, key=int))
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection meanwhile. NVIDIA's library (1.7.1) calls `log` with a lock held that
+    freeing a builder waits for: one of an earlier build, collected just then, never returns."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def build(flavour: Flavour, graph: bytes, options: Options, step: Step) -> Built:
     """Parse and build. graph: a serialized ONNX model with an input "image".
 

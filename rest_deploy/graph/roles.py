@@ -62,3 +62,53 @@ def block(node_name: str) -> str:
     """ "stage3.4.attn.q.MatMul" -> "stage3.4"; other nodes -> the first part of their name."""
     match = re.match(r"(stage\d\.\d+|stem\.conv\d)(?=\.)", node_name)
     return match[0] if match else node_name.split(".")[0]
+
+
+Kind = Literal["gemm", "conv", "attention", "norm", "other"]
+"""Of work, where time is told. gemm: products with weights; attention: the two products, head mix,
+softmax and InstanceNorm; norm: LayerNorm; other: activations, residuals, layout, Q/DQ."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_OF_ROLE: dict[Role, Kind] = {
+    "stem": "conv", "patch": "conv", "pa": "conv", "sr": "conv",
+    "qkv": "gemm", "proj": "gemm", "mlp": "gemm", "head": "gemm",
+    "scores": "attention", "transform": "attention", "norm": "attention", "context": "attention",
+}  # fmt: skip
+
+_OF_OPERATOR: dict[str, Kind] = {
+    "Conv": "conv",
+    "Gemm": "gemm",
+    "MatMul": "gemm",
+    "Softmax": "attention",
+    "LayerNormalization": "norm",
+    "SkipLayerNormalization": "norm",  # ONNX Runtime's, with the residual before it
+    "MVN": "norm",  # OpenVINO's, of a LayerNormalization
+}
+
+_PARTS: tuple[tuple[str, str], ...] = (
+    (r"stem\..*", "stem"),
+    (r"patch_embed_(\d)\..*", r"patch\1"),
+    (r"(stage\d\.\d+)\..*", r"\1"),
+    (r"(head|norm)\..*", "head"),
+)
+
+
+def part(node_name: str) -> str | None:
+    """Which part of a ResT, as times are told: "stem", "patch2", "stage1.0" or "head", the last
+    LayerNorm with it; None for a node between them, which belongs to what reads it."""
+    for pattern, name in _PARTS:
+        match = re.fullmatch(pattern, node_name)
+        if match:
+            return match.expand(name)
+    return None
+
+
+def kind(node_name: str, operator: str) -> Kind:
+    """What kind of work a node is: by its role, and where it has none by its operator."""
+    found = place(node_name)
+    if found is not None and not node_name.endswith("Linear"):  # a Q or DQ of the attention's norm
+        return _OF_ROLE[found.role]
+    if re.fullmatch(r".*\.attn\.level\..*", node_name):  # it scales the map with the norm
+        return "attention"
+    return _OF_OPERATOR.get(operator, "other")

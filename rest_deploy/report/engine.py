@@ -5,7 +5,7 @@ from __future__ import annotations
 from rest_deploy.contracts import EngineFit, ProviderFit
 from rest_deploy.engine.planner import Serving, describe_left_out
 from rest_deploy.engine.profiles import describe as describe_profile
-from rest_deploy.verbs import EnginePlan, RefitReport
+from rest_deploy.verbs import DeployReport, EnginePlan, RefitReport
 
 
 def fit_lines(fit: EngineFit) -> list[str]:
@@ -75,3 +75,16 @@ def _requests(serving: Serving | None) -> list[str]:
         return []
     held = "all held by a profile" if not serving.left_out else describe_left_out(serving)
     return [f"requests: {serving.requests} in {serving.shapes} shapes; {held}"]
+
+
+def deployed(report: DeployReport) -> str:
+    lines = [
+        f"{report.engine}: {report.precision} for {report.backend}, {report.seconds:.1f} s",
+        "",
+    ]
+    for step in report.steps:
+        took = "up to date" if step.reused else f"{step.seconds:.1f} s"
+        lines.append(f"  {step.name}: {took}, {step.file}")
+        lines.append(f"    {step.summary}; sha256 {step.sha256[:12]}")
+    lines += [f"warning: {warning}" for warning in report.warnings]
+    return "\n".join(lines)

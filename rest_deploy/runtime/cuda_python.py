@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rest_deploy.errors import DeviceError, require
+from rest_deploy.errors import DeviceError, DeviceMemoryError, require
 
 DEVICE_TYPE = 2
 """DLPack's kDLCUDA."""
 
+OUT_OF_MEMORY = 2
+LESS_MEMORY = "smaller batches, fewer contexts, or an engine with less scratch"
+
 MEANINGS = {
-    2: ("out of GPU memory", "smaller batches, fewer contexts, or an engine with less scratch"),
     35: ("no NVIDIA driver, or one too old for this CUDA", "rest-deploy doctor"),
     100: ("no GPU is visible", "rest-deploy doctor"),
     101: ("there is no GPU of that number", "rest-deploy doctor lists them"),
@@ -126,5 +128,8 @@ class CudaPython:
 
 def failure(function: str, code: int, name: str) -> DeviceError:
     """What CUDA's refusal means."""
+    if code == OUT_OF_MEMORY:
+        text = f"{function} answers {name} ({code}): out of GPU memory"
+        return DeviceMemoryError(text, hint=LESS_MEMORY)
     meaning, hint = MEANINGS.get(code, ("see cudaError_t in CUDA's documentation", None))
     return DeviceError(f"{function} answers {name} ({code}): {meaning}", hint=hint)

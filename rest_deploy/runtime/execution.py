@@ -8,7 +8,9 @@ they were captured from, so each captured shape has a context of its own, as NVI
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,6 +52,17 @@ class Engine(Protocol):
         """The error for a call that TensorRT answered with False, with its own words."""
 
 
+@dataclass(frozen=True)
+class DeviceTimes:
+    """Of one inference, in ms, as trtexec names them. h2d, compute, d2h: between events on the
+    stream, so on the GPU's own clock. enqueue: the host's, until everything was handed over."""
+
+    h2d: float
+    compute: float
+    d2h: float
+    enqueue: float
+
+
 @dataclass
 class Captured:
     """A graph, and what it was captured from; both live as long as it is launched."""
@@ -73,6 +86,8 @@ class Lane:
         self._captured: OrderedDict[Dims, Captured] = OrderedDict()
         self._seen: Counter[Dims] = Counter()
         self._runs = 0
+        self._events: tuple[int, ...] = ()
+        self._enqueue_ms = 0.0
         self.uncapturable: dict[Dims, str] = {}
         """Shapes whose graph could not be captured, and why; they run without one."""
 
@@ -91,6 +106,18 @@ class Lane:
 
         Raises `DeviceError`; the lane is not to be used again then.
         """
+        return self._run(profile, images, ())
+
+    def run_timed(self, profile: int, images: Array) -> tuple[Array, DeviceTimes]:
+        """`run`, with an event before and after each of its three parts."""
+        if not self._events:
+            self._events = tuple(self._cuda.create_event() for _ in range(4))
+        answer = self._run(profile, images, self._events)
+        pairs = zip(self._events, self._events[1:], strict=False)
+        h2d, compute, d2h = (self._cuda.elapsed_ms(start, end) for start, end in pairs)
+        return answer, DeviceTimes(h2d, compute, d2h, self._enqueue_ms)
+
+    def _run(self, profile: int, images: Array, events: tuple[int, ...]) -> Array:
         shape: Dims = images.shape
         out_bytes = self._engine.output_size(shape[0])
         self._reserve(profile, images.nbytes, out_bytes)
@@ -101,13 +128,20 @@ class Lane:
         out_shape = tuple(context.get_tensor_shape(self._engine.output_name))
         np.copyto(self._host_in.array(shape, self._engine.input_dtype), images)
         cuda, stream = self._cuda, self.stream
+        marks = iter(events)
+        started = time.perf_counter_ns()
+        self._mark(marks)
         cuda.copy_in(self._input.pointer, self._host_in.pointer, images.nbytes, stream)
+        self._mark(marks)
         if captured is None:
             self._enqueue(context)
         else:
             cuda.launch(captured.graph, stream)
             self._captured.move_to_end(shape)
+        self._mark(marks)
         cuda.copy_out(self._host_out.pointer, self._output.pointer, out_bytes, stream)
+        self._mark(marks)
+        self._enqueue_ms = (time.perf_counter_ns() - started) / 1e6
         cuda.synchronize(stream)
         result = self._host_out.array(out_shape, self._engine.output_dtype).copy()
         self._count(shape)
@@ -145,6 +179,9 @@ class Lane:
         for buffer in (self._input, self._output, self._scratch, self._host_in, self._host_out):
             buffer.close()
         with released(self._cuda):
+            for event in self._events:
+                self._cuda.destroy_event(event)
+            self._events = ()
             self._cuda.destroy_stream(self.stream)
 
     def _reserve(self, profile: int, in_bytes: int, out_bytes: int) -> None:
@@ -180,7 +217,10 @@ class Lane:
             raise engine.refused(f"optimization profile {profile}")
         if not context.set_input_shape(engine.input_name, shape):
             raise engine.refused(f"the input shape {shape}")
-        missing = context.infer_shapes()
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as error:
+            raise engine.refused(f"to infer shapes from {shape}") from error
         if missing:
             raise engine.refused(f"to infer the shapes of {', '.join(missing)}")
         for name, pointer in ((engine.input_name, source), (engine.output_name, target)):
@@ -190,6 +230,12 @@ class Lane:
     def _enqueue(self, context: Any) -> None:
         if not context.execute_async_v3(self.stream):
             raise self._engine.refused("to enqueue an inference")
+
+    def _mark(self, events: Iterator[int]) -> None:
+        """Record the next event, where this run is timed."""
+        for event in events:
+            self._cuda.record(event, self.stream)
+            return
 
     def _count(self, shape: Dims) -> None:
         self._seen[shape] += 1
@@ -210,12 +256,12 @@ class Lane:
         """Keep a graph of the inference at `shape`. Where CUDA or TensorRT refuses, the shape goes
         on without one; the reason is logged and kept."""
         cuda, engine = self._cuda, self._engine
-        context = engine.create_context()
-        self._bind(context, profile, shape, self._input.pointer, self._output.pointer)
-        # The first enqueue after a change of shape does work that must not be in the graph.
-        self._enqueue(context)
-        cuda.synchronize(self.stream)
         try:
+            context = engine.create_context()
+            self._bind(context, profile, shape, self._input.pointer, self._output.pointer)
+            # The first enqueue after a change of shape does work that must not be in the graph.
+            self._enqueue(context)
+            cuda.synchronize(self.stream)
             cuda.begin_capture(self.stream)
             accepted = context.execute_async_v3(self.stream)
             graph = cuda.end_capture(self.stream)

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from rest_deploy.cuda_driver import load_library
-from rest_deploy.errors import DeviceError, require
-from rest_deploy.runtime.cuda_python import DEVICE_TYPE, failure
+from rest_deploy.errors import DeviceError, DeviceMemoryError, require
+from rest_deploy.runtime.cuda_python import DEVICE_TYPE, LESS_MEMORY, failure
 
 NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING; PyCUDA passes it on."""
@@ -158,10 +158,8 @@ class PyCuda:
         try:
             yield
         except self._cuda.MemoryError as error:
-            raise DeviceError(
-                f"{function}: out of GPU memory ({error})",
-                hint="smaller batches, fewer contexts, or an engine with less scratch",
-            ) from error
+            text = f"{function}: out of GPU memory ({error})"
+            raise DeviceMemoryError(text, hint=LESS_MEMORY) from error
         except self._cuda.Error as error:
             raise DeviceError(f"{function}: {error}", hint="rest-deploy doctor") from error
 

@@ -62,6 +62,10 @@ class Session:
         if not path.is_file():
             raise ArtifactError(f"no such model: {path}", hint="rest-deploy export --variant lite")
         if path.suffix == ".engine":
+            if provider is not None:
+                raise InputError(
+                    f"{path} is an engine of TensorRT; --provider {provider} is for ONNX models"
+                )
             return cls._open_engine(path, gpu, None if trust is None else Path(trust))
         if path.suffix != ".onnx":
             raise ArtifactError(

@@ -18,10 +18,16 @@ from rest_deploy.contracts import Dims, Profile, TensorSpec
 from rest_deploy.engine import tensorrt
 from rest_deploy.engine.profiles import profile_for
 from rest_deploy.engine.tensorrt import Flavour
-from rest_deploy.errors import ArtifactError, DeviceError, InputError, ShapeError
+from rest_deploy.errors import (
+    ArtifactError,
+    DeviceError,
+    DeviceMemoryError,
+    InputError,
+    ShapeError,
+)
 from rest_deploy.runtime.cuda import Cuda, open_cuda
 from rest_deploy.runtime.exchange import DeviceArray
-from rest_deploy.runtime.execution import Lane
+from rest_deploy.runtime.execution import DeviceTimes, Lane
 from rest_deploy.runtime.kernel_cache import KernelCache
 from rest_deploy.runtime.on_device import Wanted, run_on_device
 
@@ -110,7 +116,9 @@ class TensorRtRunner:
         self._idle: list[Lane] = []
         self._lanes: list[Lane] = []
         self._making = 0
+        self._limit = options.contexts
         self._closed = False
+        self._creating = threading.Lock()
         self._changed = threading.Condition()
         self._ran: set[tuple[int, ...]] = set()
 
@@ -120,10 +128,27 @@ class TensorRtRunner:
         """See `contracts.Runner`. Raises `ShapeError` outside every profile, `DeviceError`."""
         images = feeds[self.input_name]
         profile = self._profile(images.shape)
-        with self._lane() as lane:
-            answer = lane.run(profile, images)
+        while True:
+            try:
+                with self._lane() as lane:
+                    answer = lane.run(profile, images)
+                break
+            except DeviceMemoryError as error:
+                if not self._do_with_fewer(error):
+                    raise
         self._keep_kernels(images.shape)
         return {self.output_name: answer}
+
+    def infer_timed(
+        self, feeds: Mapping[str, npt.NDArray[np.generic]]
+    ) -> tuple[dict[str, npt.NDArray[np.generic]], DeviceTimes]:
+        """`infer`, with what the GPU's own clock says of its parts; for measurements."""
+        images = feeds[self.input_name]
+        profile = self._profile(images.shape)
+        with self._lane() as lane:
+            answer, times = lane.run_timed(profile, images)
+        self._keep_kernels(images.shape)
+        return {self.output_name: answer}, times
 
     def infer_on_device(
         self, images: object, out: object | None, stream: object | None
@@ -157,7 +182,8 @@ class TensorRtRunner:
     def create_context(self) -> Any:
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         argument = strategy if self._config is None else self._config
-        context = self._engine.create_execution_context(argument)
+        with self._creating:  # NVIDIA promises nothing of two threads in one engine
+            context = self._engine.create_execution_context(argument)
         if context is None:
             raise self.refused("to make an execution context")
         return context
@@ -265,7 +291,7 @@ class TensorRtRunner:
     def _take(self) -> Lane:
         with self._changed:
             self._changed.wait_for(
-                lambda: self._closed or self._idle or self._count() < self._options.contexts
+                lambda: self._closed or self._idle or self._count() < self._limit
             )
             if self._closed:
                 raise InputError("the session is closed")
@@ -283,6 +309,17 @@ class TensorRtRunner:
                     self._lanes.append(lane)
                 self._changed.notify_all()
         return lane
+
+    def _do_with_fewer(self, error: DeviceMemoryError) -> bool:
+        """There is no memory for one lane more: whether those that are there can go on alone."""
+        with self._changed:
+            left = self._count()
+            if left == 0:
+                return False
+            if left < self._limit:
+                self._limit = left
+                log.warning("no memory for more than %d contexts at once: %s", left, error.message)
+            return True
 
     def _count(self) -> int:
         return len(self._lanes) + self._making

@@ -8,11 +8,14 @@ from rest_deploy.verbs.build import (
     quantize,
 )
 from rest_deploy.verbs.calibrate import CalibrationReport, Images, calibrate
+from rest_deploy.verbs.compare import compare
+from rest_deploy.verbs.deploy import DeployReport, ExportWishes, deploy
 from rest_deploy.verbs.engine import Wishes
 from rest_deploy.verbs.export import ExportReport, export, file_name
 from rest_deploy.verbs.inspect import Inspection, inspect
 from rest_deploy.verbs.lint import LintReport, lint
 from rest_deploy.verbs.make import Request
+from rest_deploy.verbs.profile import profile
 from rest_deploy.verbs.progress import Counter, Progress, silent, uncounted
 from rest_deploy.verbs.provider import ProviderWishes, check_backend
 from rest_deploy.verbs.refit import RefitReport, refit
@@ -25,8 +28,10 @@ __all__ = [
     "BuildReport",
     "CalibrationReport",
     "Counter",
+    "DeployReport",
     "EnginePlan",
     "ExportReport",
+    "ExportWishes",
     "Images",
     "Inspection",
     "LintReport",
@@ -41,6 +46,8 @@ __all__ = [
     "build_engine",
     "calibrate",
     "check_backend",
+    "compare",
+    "deploy",
     "export",
     "file_name",
     "inspect",
@@ -48,6 +55,7 @@ __all__ = [
     "open_session",
     "page_path",
     "plan_engine",
+    "profile",
     "quantize",
     "read_record",
     "refit",

@@ -206,7 +206,7 @@ def _build(
     warnings += engine.left_out(planned)
     fit: EngineFit | None = None
     rows: tuple[Proven, ...] = ()
-    ran: ProviderFit | None = None
+    provided: ProviderFit | None = None
     with staging(target.parent) as folder:
         staged, proof = folder / f"{target.stem}.onnx", folder / "proof.onnx"
         ir.save(made.model, staged)
@@ -219,7 +219,7 @@ def _build(
         elif route is not None:
             options = route.options(staged, target, metadata)
             with step(progress, f"proved that {route.backend} runs it"):
-                ran = provider.prove(route, staged, options, target.name)
+                provided = provider.prove(route, staged, options, target.name)
             kinds = provider.told(route, made, request.precision)
             warnings += provider.remarks(route)
         elif choice is not None:
@@ -265,7 +265,7 @@ def _build(
             fit=fit,
             proof=rows,
             provider=route.provider.name if route else "",
-            through=ran,
+            through=provided,
         )
         sidecar = Sidecar(
             schema=1,

@@ -20,7 +20,7 @@ from rest_deploy.contracts import (
 from rest_deploy.errors import RestDeployError, ShapeError
 from rest_deploy.runtime import loading
 from rest_deploy.runtime.cuda import open_cuda
-from rest_deploy.runtime.session import Session
+from rest_deploy.runtime.session import Float32, Session
 from rest_deploy.runtime.tensorrt import GpuOptions, TensorRtRunner
 from rest_deploy.verbs.gate import GateData, reference_logits
 from rest_deploy.verbs.make import Made, Request
@@ -68,17 +68,9 @@ class Judge:
             infer = Session.open(proof, metadata=metadata).run
         return self._judged(gate.logits(infer, self.data.images))
 
-    def engine(self, session: Session, profiles: tuple[Profile, ...]) -> GateResult:
+    def engine(self, session: Session) -> GateResult:
         """On the GPU. Raises `ShapeError` when no profile holds images of the gate's size."""
-        images = self.data.images
-        least, most = batches_at(profiles, images.shape[2:])
-        step = max(least, min(most, gate.BATCH))
-        found = []
-        for start in range(0, len(images), step):
-            part = images[start : start + step]
-            padding = np.repeat(part[-1:], max(0, least - len(part)), axis=0)
-            found.append(session.run(np.concatenate([part, padding]))[: len(part)])
-        return self._judged(np.concatenate(found))
+        return self._judged(logits_of(session, self.data.images))
 
     def _judged(self, actual: npt.NDArray[np.floating]) -> GateResult:
         return gate.judge(
@@ -121,9 +113,26 @@ def on_gpu(
     runner = TensorRtRunner(engine, fit.flavour, cuda, options)
     with Session(runner, metadata, staged, None) as session:
         try:
-            return judge.engine(session, fit.profiles)
+            return judge.engine(session)
         except ShapeError as error:
             return error.message
+
+
+def logits_of(session: Session, images: Float32) -> Float32:
+    """images: (N, 3, H, W) -> logits (N, classes), in batches that an engine's profiles hold.
+
+    Raises `ShapeError` when no profile holds images of that size.
+    """
+    if not isinstance(session.runner, TensorRtRunner):
+        return np.concatenate([session.run(part) for part in gate.in_batches(images)])
+    least, most = batches_at(session.runner.profiles, images.shape[2:])
+    step = max(least, min(most, gate.BATCH))
+    found = []
+    for start in range(0, len(images), step):
+        part = images[start : start + step]
+        padding = np.repeat(part[-1:], max(0, least - len(part)), axis=0)
+        found.append(session.run(np.concatenate([part, padding]))[: len(part)])
+    return np.concatenate(found)
 
 
 def batches_at(profiles: tuple[Profile, ...], size: tuple[int, ...]) -> tuple[int, int]:

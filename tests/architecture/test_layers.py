@@ -28,6 +28,7 @@ STAGES = (
         "report",
         "console",
         "options",
+        "commands",
         "cli",
     ),
 )

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rest_deploy.errors import DeviceError
+from rest_deploy.errors import DeviceError, DeviceMemoryError
 from rest_deploy.runtime.cuda import ALIGNMENT
 
 POISON = 0xA5
@@ -65,7 +65,7 @@ class SimulatedCuda:
         with self._lock:
             self._not_while_capturing("cudaMalloc")
             if size > self.memory()[0]:
-                raise DeviceError(f"cudaMalloc answers 2: out of GPU memory ({size} bytes)")
+                raise DeviceMemoryError(f"cudaMalloc answers 2: out of GPU memory ({size} bytes)")
             return _allocate(self._device, size)
 
     def free(self, pointer: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -153,3 +154,18 @@ def test_words_of_the_options() -> None:
     assert Options((PROFILE,), workspace=2.0, optimization_level=0, refit=True).words() == {
         "workspace": "2.0", "builder-optimization-level": "0", "refit": "True",
     }  # fmt: skip
+
+
+def test_no_collection_while_the_builder_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Freeing another builder in there waits for a lock that is held: it hung for good."""
+    seen: list[bool] = []
+
+    def load(_flavour: str) -> Any:
+        seen.append(gc.isenabled())
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(tensorrt, "load", load)
+    with pytest.raises(ZeroDivisionError):
+        build("tensorrt-rtx", b"", SMALL, silent)
+    assert seen == [False]
+    assert gc.isenabled()

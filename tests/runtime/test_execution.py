@@ -176,6 +176,33 @@ def test_most_graphs_are_kept_for_what_comes_most(
     assert cuda.held()["graphs"] == 2
 
 
+def test_times_of_the_device(
+    opened: Open, reference: Session, cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One piece of work between each pair of events, with a graph and without; same answers."""
+    runner = opened()
+    recorded: list[int] = []
+    record = cuda.record
+
+    def noted(event: int, stream: int) -> None:
+        recorded.append(event)
+        record(event, stream)
+
+    monkeypatch.setattr(cuda, "record", noted)
+    runner.infer({"image": images(1, 64, 64)})
+    assert recorded == [], "no events where nobody asks for times"
+    for seed in range(4):
+        batch = images(1, 64, 64, seed)
+        answer, times = runner.infer_timed({"image": batch})
+        assert np.abs(answer["logits"].astype(np.float32) - reference.run(batch)).max() < 1e-5
+        assert (times.h2d, times.d2h) == (1.0, 1.0)
+        assert times.compute >= 1.0
+        assert times.enqueue >= 0.0
+    assert cuda.launches > 0
+    assert len(recorded) == 16
+    assert len(set(recorded)) == 4, "events are made once"
+
+
 def test_the_tuned_profile_is_taken(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = opened(graphs=0)
     runner.infer({"image": images(1, 64, 64)})
@@ -251,6 +278,36 @@ def test_no_memory(trt: SimulatedTensorRt) -> None:
         runner.infer({"image": images(4, 64, 64)})
     runner.close()
     assert cuda.held() == dict.fromkeys(cuda.held(), 0)
+
+
+def test_memory_for_one_context_only(
+    trt: SimulatedTensorRt, reference: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Threads that were promised three go on with the one there is room for, and it is said."""
+    one = 4 * 64 * 64 * 4 + 2 * (2 * 3 * 64 * 64 * 4)
+    cuda = trt.cuda = SimulatedCuda(memory=one)
+    runner = TensorRtRunner(ENGINE, "tensorrt", cuda, GpuOptions(contexts=3, graphs=0))
+    batches = [images(2, 64, 64, seed) for seed in range(6)]
+    expected = [reference.run(batch) for batch in batches]
+    wrong: list[str] = []
+
+    def work(index: int) -> None:
+        for _ in range(4):
+            try:
+                if np.abs(infer(runner, batches[index]) - expected[index]).max() > 1e-5:
+                    wrong.append(f"{index}: another's answer")
+            except DeviceError as error:
+                wrong.append(f"{index}: {error}")
+
+    infer(runner, batches[0])
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
+    assert "no memory for more than 1 contexts at once" in caplog.text
+    runner.close()
 
 
 def test_an_engine_that_tensorrt_refuses(trt: SimulatedTensorRt) -> None:

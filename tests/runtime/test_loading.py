@@ -211,6 +211,11 @@ def test_trust_does_not_cover_damage(
         Session.open(engine, trust=exported_nano)
 
 
+def test_providers_are_for_models(engine: Path) -> None:
+    with pytest.raises(InputError, match="--provider cuda is for ONNX models"):
+        Session.open(engine, provider="cuda")
+
+
 def test_trust_is_for_engines(exported_nano: Path) -> None:
     with pytest.raises(InputError, match="is no engine"):
         Session.open(exported_nano, trust=exported_nano)

@@ -146,7 +146,8 @@ def test_the_gate_keeps_to_the_profiles(
 
     class Runner:
         def __init__(self, *_: object, **__: object) -> None:
-            self.inputs = (SimpleNamespace(dtype="float32"),)
+            self.inputs = (SimpleNamespace(name="image", dtype="float32"),)
+            self.outputs = (SimpleNamespace(name="logits"),)
 
         def infer(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             (images,) = feeds.values()

@@ -1,0 +1,219 @@
+"""Checkpoint -> engine in one command: export, calibrate, build and gate, skipping what is done."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rest_deploy import __version__
+from rest_deploy.artifact import Sidecar, read_sidecar, sha256_file
+from rest_deploy.cards import load_card
+from rest_deploy.contracts import InstanceNormForm, Struct
+from rest_deploy.engine.backends import choose
+from rest_deploy.errors import InputError
+from rest_deploy.verbs import engine
+from rest_deploy.verbs.build import build_engine
+from rest_deploy.verbs.calibrate import calibrate
+from rest_deploy.verbs.export import export
+from rest_deploy.verbs.ledger import Ledger, key_of
+from rest_deploy.verbs.make import Request
+from rest_deploy.verbs.progress import Counter, Progress, silent, uncounted
+
+LEDGER = "deploy.json"
+
+TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
+"""Whose versions decide what is exported and built."""
+
+
+@dataclass(frozen=True)
+class ExportWishes:
+    """Of the user for the export; as `export` takes them."""
+
+    checkpoint: Path | None = None
+    checkpoint_key: str | None = None
+    instance_norm: InstanceNormForm = "folded"
+    opset: int | None = None
+    num_classes: int | None = None
+    labels: str | None = None
+    seed: int = 0
+
+
+class Step(Struct, frozen=True):
+    """One step of a deployment. reused: it was done already, by an earlier run."""
+
+    name: str
+    file: str
+    sha256: str
+    seconds: float
+    reused: bool
+    summary: str = ""
+
+
+class DeployReport(Struct, frozen=True):
+    """What `rest-deploy deploy` did; the engine is the file of the last step."""
+
+    engine: str
+    backend: str
+    precision: str
+    steps: tuple[Step, ...]
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class _Run:
+    """The steps of one run, in order."""
+
+    ledger: Ledger
+    progress: Progress
+    steps: list[Step] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def step(self, name: str, key: str, work: Callable[[], Path], summary: str = "") -> Path:
+        """Do it, or take what an earlier run left."""
+        started = time.monotonic()
+        ready = self.ledger.done(name, key)
+        if ready is None:
+            file = work()
+            self.ledger.record(name, key, file)
+        else:
+            file = ready
+        seconds = time.monotonic() - started
+        if ready is not None:
+            self.progress(f"{name}: up to date", seconds)
+        self.steps.append(
+            Step(
+                name=name, file=str(file), sha256=sha256_file(file), seconds=seconds,
+                reused=ready is not None, summary=summary or _summary(file),
+            )
+        )  # fmt: skip
+        return file
+
+
+def deploy(
+    variant: str,
+    wanted: ExportWishes,
+    request: Request,
+    *,
+    workspace: Path,
+    backend: str = "auto",
+    wishes: engine.Wishes = engine.NO_WISHES,
+    progress: Progress = silent,
+    counter: Counter = uncounted,
+) -> DeployReport:
+    """Export, calibrate, build and gate. A run that was killed is gone on with by the next; what is
+    up to date is not done again.
+
+    Raises what `export`, `calibrate` and `build_engine` raise; steps before the failed one stay.
+    """
+    started = time.monotonic()
+    choice = choose(backend, request.precision)  # before anything is done in vain
+    run = _Run(Ledger(workspace / LEDGER), progress)
+    tools = _versions()
+    weights = _file_hash(wanted.checkpoint, "checkpoint")
+    labels = _file_hash(Path(wanted.labels), "labels") if wanted.labels else ""
+
+    def exported() -> Path:
+        report = export(
+            variant,
+            output_dir=workspace,
+            checkpoint=wanted.checkpoint,
+            checkpoint_key=wanted.checkpoint_key,
+            instance_norm=wanted.instance_norm,
+            opset=wanted.opset,
+            num_classes=wanted.num_classes,
+            labels=wanted.labels,
+            seed=wanted.seed,
+            progress=progress,
+        )
+        run.warnings.extend(report.warnings)
+        return Path(report.path)
+
+    key = key_of(__version__, tools, load_card(variant), wanted, weights, labels)
+    model = run.step("export", key, exported)
+    table = None
+    if request.precision in ("int8", "fp8") and request.table is None:
+        table = _calibrated(model, request, workspace, run, counter)
+
+    def built() -> Path:
+        report = build_engine(
+            model, request, workspace=workspace, backend=choice.backend, wishes=wishes,
+            progress=progress, counter=counter,
+        )  # fmt: skip
+        run.warnings.extend(report.warnings)
+        return Path(report.path)
+
+    key = key_of(
+        __version__, tools, sha256_file(model), table, choice.backend, request, wishes,
+        _file_hash(request.table, "table"),
+    )  # fmt: skip
+    path = run.step(f"build {request.precision} for {choice.backend}", key, built)
+    return DeployReport(
+        engine=str(path),
+        backend=choice.backend,
+        precision=request.precision,
+        steps=tuple(run.steps),
+        seconds=time.monotonic() - started,
+        warnings=tuple(dict.fromkeys(run.warnings)),
+    )
+
+
+def _calibrated(model: Path, request: Request, workspace: Path, run: _Run, counter: Counter) -> str:
+    """The table's hash. Calibration knows by itself what is up to date: it looks at every image."""
+    started = time.monotonic()
+    report, _ = calibrate(
+        model,
+        workspace=workspace,
+        images=request.images,
+        recipe=request.recipe or request.precision,
+        counter=counter,
+    )
+    if report.reused:
+        run.progress("calibrate: up to date", time.monotonic() - started)
+    run.steps.append(
+        Step(
+            name="calibrate", file=report.table, sha256=report.table_sha256,
+            seconds=time.monotonic() - started, reused=report.reused,
+            summary=f"{report.images} images of {report.source}",
+        )
+    )  # fmt: skip
+    return report.table_sha256
+
+
+def _summary(file: Path) -> str:
+    """What was proven of an artifact, from its sidecar."""
+    sidecar: Sidecar | None = read_sidecar(file, check_hash=False)
+    if sidecar is None:
+        return ""
+    if sidecar.parity is not None:
+        proof = sidecar.parity
+        return f"relative error {proof.relative_error:.1e} against {proof.reference}"
+    if sidecar.build is None or sidecar.build.gate is None:
+        return "no accuracy gate"
+    checks = {check.name: check.value for check in sidecar.build.gate.checks}
+    error, agreement = checks["relative logit error"], checks.get("top-1 agreement")
+    agrees = "" if agreement is None else f", agreement {agreement:.1%}"
+    return f"relative error {error:.1e}{agrees}, of {sidecar.build.gated}"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in TOOLS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
+def _file_hash(path: Path | None, what: str) -> str:
+    """Of a file that goes in. Raises `InputError` when it cannot be read."""
+    if path is None:
+        return ""
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise InputError(f"cannot read the {what} {path}: {error.strerror}") from error
