@@ -1,4 +1,4 @@
-"""A bench record for a terminal: one table per shape, at most 100 columns, the advice last."""
+"""A bench record for a terminal: a table per shape, at most 100 columns, the advice last."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rest_deploy.bench.record import EngineResult, Mode, Record
 from rest_deploy.report import bench_rows as derived
+from rest_deploy.report.bench_rows import Case
 from rest_deploy.report.text import WIDTH, table
 
 HEADER = (
@@ -24,9 +25,9 @@ def bench(record: Record, written: Sequence[str] = ()) -> str:
     """
     record = derived.sound(record)
     lines = [*_head(record)]
-    for shape in derived.shapes(record):
-        for mode in _modes(record, shape):
-            lines += ["", f"{shape}, {mode}", _table(record, shape, mode)]
+    for case in derived.cases(record):
+        for mode in _modes(record, case):
+            lines += ["", f"{case}, {mode}", _table(record, case, mode)]
     lines += ["", *_wrapped("", _legend(record))]
     for label, reason in derived.failures(record):
         lines += _wrapped(f"failed: {derived.plain(label)}: ", derived.plain(reason))
@@ -50,16 +51,16 @@ def _head(record: Record) -> list[str]:
     ]  # fmt: skip
 
 
-def _modes(record: Record, shape: str) -> list[Mode]:
+def _modes(record: Record, case: Case) -> list[Mode]:
     """Those whose latency means something: a request among others waits for them."""
     modes: tuple[Mode, ...] = ("isolated", "end-to-end")
-    return [mode for mode in modes if derived.rows(record, shape, mode)]
+    return [mode for mode in modes if derived.rows(record, case, mode)]
 
 
-def _table(record: Record, shape: str, mode: Mode) -> str:
+def _table(record: Record, case: Case, mode: Mode) -> str:
     """Two spaces between columns where they fit, else one; what still is too wide loses the middle
     of the engines' names."""
-    cells = [_cells(row) for row in derived.rows(record, shape, mode)]
+    cells = [_cells(row) for row in derived.rows(record, case, mode)]
     whole = table(HEADER, cells)
     if _width(whole) <= WIDTH:
         return whole

@@ -28,8 +28,24 @@ THROUGHPUT_LEGEND = "img/s: most of the runs with several requests in flight, el
 
 
 @dataclass(frozen=True)
+class Case:
+    """What engines are compared at. threads: per operator, 0 for all cores, which goes without
+    saying."""
+
+    shape: str
+    threads: int = 0
+
+    def __str__(self) -> str:
+        threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
+        return f"{self.shape}{threads}"
+
+    def holds(self, other: Measurement | Ratio, mode: Mode) -> bool:
+        return (other.shape, other.threads, other.mode) == (self.shape, self.threads, mode)
+
+
+@dataclass(frozen=True)
 class Row:
-    """One engine at one shape. `images_per_second`: most of all runs, at `in_flight` requests;
+    """One engine in one case. `images_per_second`: most of all runs, at `in_flight` requests;
     `ratio` is None for the base itself and where none was taken."""
 
     engine: EngineResult
@@ -180,7 +196,7 @@ def warnings(record: Record) -> list[str]:
         for measured in engine.measurements:
             for warning in measured.warnings:
                 where = places.setdefault((engine.label, warning), [])
-                where.append(f"{measured.shape} {measured.mode}")
+                where.append(f"{Case(measured.shape, measured.threads)} {measured.mode}")
     return [
         *record.notes,
         *(f"{label}, {', '.join(dict.fromkeys(where))}: {warning}"
@@ -193,26 +209,25 @@ def base_label(record: Record) -> str:
     return record.ratios[0].base if record.ratios else ""
 
 
-def shapes(record: Record, mode: Mode | None = None) -> list[str]:
-    """Measured shapes, small images first, then small batches."""
+def cases(record: Record, mode: Mode | None = None) -> list[Case]:
+    """What was measured, small images first, then small batches, then few threads."""
     found = {
-        measured.shape
+        Case(measured.shape, measured.threads)
         for engine in working(record)
         for measured in engine.measurements
         if mode in (None, measured.mode)
     }
-    return sorted(found, key=lambda shape: (shape_of(shape)[2:], shape_of(shape)))
+    return sorted(
+        found, key=lambda case: (shape_of(case.shape)[2:], shape_of(case.shape), case.threads)
+    )
 
 
-def rows(record: Record, shape: str, mode: Mode = "isolated") -> list[Row]:
+def rows(record: Record, case: Case, mode: Mode = "isolated") -> list[Row]:
     """Engines in the record's order, one row a measurement."""
-    ratios = {
-        ratio.other: ratio for ratio in record.ratios if (ratio.shape, ratio.mode) == (shape, mode)
-    }
     found = []
     for engine in working(record):
         for measured in engine.measurements:
-            if (measured.shape, measured.mode) != (shape, mode):
+            if not case.holds(measured, mode):
                 continue
             best = most(engine, measured)
             found.append(
@@ -221,36 +236,46 @@ def rows(record: Record, shape: str, mode: Mode = "isolated") -> list[Row]:
                     measured=measured,
                     images_per_second=best.images_per_second,
                     in_flight=best.in_flight,
-                    ratio=ratios.get(engine.label),
+                    ratio=ratio_of(record, engine.label, measured),
                     is_base=engine.label == base_label(record),
                 )
             )
     return found
 
 
+def ratio_of(record: Record, label: str, measured: Measurement) -> Ratio | None:
+    """The engine's ratio to the base in the same case, mode and number of requests in flight."""
+    case = Case(measured.shape, measured.threads)
+    same = (
+        ratio
+        for ratio in record.ratios
+        if ratio.other == label
+        and ratio.in_flight == measured.in_flight
+        and case.holds(ratio, measured.mode)
+    )
+    return next(same, None)
+
+
 def most(engine: EngineResult, measured: Measurement) -> Measurement:
-    """Of the saturated runs at the same shape the one with most images a second, `measured` where
+    """Of the saturated runs in the same case the one with most images a second, `measured` where
     none has more. What begins at the pixels has no saturated run."""
     if measured.mode != "isolated":
         return measured
-    same = (
-        other
-        for other in engine.measurements
-        if other.mode == "saturated" and other.shape == measured.shape
-    )
+    case = Case(measured.shape, measured.threads)
+    same = (other for other in engine.measurements if case.holds(other, "saturated"))
     return max((measured, *same), key=lambda found: found.images_per_second)
 
 
-def fastest(record: Record, shape: str) -> Row | None:
+def fastest(record: Record, case: Case) -> Row | None:
     """Least median of isolated requests."""
-    return min(rows(record, shape), key=lambda row: row.measured.host.median, default=None)
+    return min(rows(record, case), key=lambda row: row.measured.host.median, default=None)
 
 
-def points(record: Record, shape: str) -> list[Point]:
+def points(record: Record, case: Case) -> list[Point]:
     """Of the engines whose accuracy is known and not exact: they have a place on a log axis."""
     return [
         Point(row.engine.label, row.measured.host.median, row.engine.accuracy.relative_error)
-        for row in rows(record, shape)
+        for row in rows(record, case)
         if row.engine.accuracy is not None and row.engine.accuracy.relative_error > 0
     ]
 

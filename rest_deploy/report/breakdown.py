@@ -61,7 +61,8 @@ def stages(engine: EngineResult, longest: float, name: str) -> Markup:
             at += part.ms
         floor = sum(part.floor_ms for part in parts)
         if floor:
-            drawn.append(svg.line(x(floor), top, x(floor), top + deep - 2, "floor"))
+            for kind in ("floor edge", "floor"):  # the edge keeps it apart from the pieces
+                drawn.append(svg.line(x(floor), top, x(floor), top + deep - 2, kind))
         drawn.append(svg.text(x(at) + 6, top + 12, three(at), kind="figure"))
     return svg.figure(
         name,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rest_deploy.bench.record import Mode, Record
 from rest_deploy.report import bench_rows as derived
+from rest_deploy.report.bench_rows import Case
 
 NO_WIDTH = "\u200b"
 MODES: tuple[Mode, ...] = ("isolated", "end-to-end")
@@ -29,13 +30,13 @@ def markdown(record: Record) -> str:
         "",
         *_fence(record.command),
     ]
-    for shape in derived.shapes(record):
+    for case in derived.cases(record):
         for mode in MODES:
-            if derived.rows(record, shape, mode):
-                lines += ["", f"### {shape}, {mode}", "", *_latency(record, shape, mode)]
-        saturated = derived.rows(record, shape, "saturated")
+            if derived.rows(record, case, mode):
+                lines += ["", f"### {case}, {mode}", "", *_latency(record, case, mode)]
+        saturated = derived.rows(record, case, "saturated")
         if saturated:
-            lines += ["", f"### {shape}, several requests in flight", "", *_throughput(saturated)]
+            lines += ["", f"### {case}, several requests in flight", "", *_throughput(saturated)]
     lines += ["", f"{text(derived.VERDICT_LEGEND)}. {text(derived.THROUGHPUT_LEGEND)}. Error and "
               "agreement: logits against PyTorch in float64."]  # fmt: skip
     failed = [f"- failed: {text(label)}: {text(why)}" for label, why in derived.failures(record)]
@@ -53,11 +54,11 @@ def text(value: str) -> str:
     return escaped.replace("@", f"@{NO_WIDTH}").replace("://", f":{NO_WIDTH}//")
 
 
-def _latency(record: Record, shape: str, mode: Mode) -> list[str]:
+def _latency(record: Record, case: Case, mode: Mode) -> list[str]:
     header = ("engine", "precision", "median ms", "noise", "p90 ms", "p99 ms", "N", "img/s",
               "ratio", "verdict", "error", "agreement")  # fmt: skip
     rows = []
-    for row in derived.rows(record, shape, mode):
+    for row in derived.rows(record, case, mode):
         host, accuracy = row.measured.host, row.engine.accuracy
         rows.append((
             text(row.engine.label), text(row.engine.precision), derived.three(host.median),
@@ -72,10 +73,11 @@ def _latency(record: Record, shape: str, mode: Mode) -> list[str]:
 
 
 def _throughput(rows: Sequence[derived.Row]) -> list[str]:
-    header = ("engine", "in flight", "img/s", "median ms", "p99 ms", "N")
+    header = ("engine", "in flight", "img/s", "ratio", "verdict", "median ms", "p99 ms", "N")
     return table(header, [
         (text(row.engine.label), str(row.measured.in_flight),
-         derived.three(row.measured.images_per_second), derived.three(row.measured.host.median),
+         derived.three(row.measured.images_per_second),
+         derived.interval(row.ratio) if row.ratio else "", row.ratio.verdict if row.ratio else "", derived.three(row.measured.host.median),
          derived.p99(row.measured), str(row.measured.host.n))
         for row in rows
     ], left=1)  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 from rest_deploy.bench.record import Record
 from rest_deploy.report import bench_rows as derived
 from rest_deploy.report import breakdown, page_tables, plots, svg
-from rest_deploy.report.bench_rows import three
+from rest_deploy.report.bench_rows import Case, three
 from rest_deploy.report.markup import Content, Markup, element, join
 from rest_deploy.report.page_tables import key
 from rest_deploy.report.plots import Looks
@@ -18,7 +18,7 @@ from rest_deploy.report.plots import Looks
 Section = tuple[str, str, Markup]
 """id, name in the navigation, element."""
 
-Plot = Callable[[Record, str, Looks, str], Markup | None]
+Plot = Callable[[Record, Case, Looks, str], Markup | None]
 
 
 def page(record: Record) -> str:
@@ -84,10 +84,10 @@ def _top(record: Record, looks: Looks) -> Content:
 
 
 def _tiles(record: Record, looks: Looks) -> Content:
-    """The fastest engine of each shape."""
+    """The fastest engine of each case."""
     tiles = []
-    for shape in derived.shapes(record, "isolated"):
-        row = derived.fastest(record, shape)
+    for case in derived.cases(record, "isolated"):
+        row = derived.fastest(record, case)
         if row is None:
             continue
         ratio = row.ratio
@@ -97,7 +97,7 @@ def _tiles(record: Record, looks: Looks) -> Content:
         tiles.append(
             element(
                 "li",
-                element("span", f"fastest at {shape}", class_="at"),
+                element("span", f"fastest at {case}", class_="at"),
                 element("span", three(row.measured.host.median), " ", element("small", "ms"),
                         class_="big"),
                 element("span", key(looks[row.engine.label]), " ", row.engine.label, class_="who"),
@@ -165,6 +165,8 @@ def _sections(record: Record, looks: Looks) -> list[Section | None]:
         _roofline(record, looks, run),
         _sensitivity(record),
         _norm(record),
+        _section("gpu", "GPU", "What the GPU does", "", run,
+                 page_tables.devices(record, looks) or ()),
         _section("start", "Start", "From nothing to the first answer", "", run,
                  page_tables.starts(record, looks) or ()),
         _section("all", "All numbers", "All measurements", "", run,
@@ -188,20 +190,20 @@ def _plot(title: str, drawing: Markup | None) -> Content:
 
 
 def _panels(record: Record, looks: Looks, plot: Plot, name: str, legend: Content = ()) -> Content:
-    """One plot a shape, where it has something to show."""
+    """One plot a case, where it has something to show."""
     found = [
-        _plot(shape, plot(record, shape, looks, f"{name}-{index}"))
-        for index, shape in enumerate(derived.shapes(record))
+        _plot(str(case), plot(record, case, looks, f"{name}-{index}"))
+        for index, case in enumerate(derived.cases(record))
     ]
     return (legend, element("div", found, class_="plots")) if join(found) else ()
 
 
 def _throughput(record: Record, looks: Looks, legend: Content) -> Content:
-    sizes = dict.fromkeys(derived.shape_of(shape)[2:] for shape in derived.shapes(record))
+    sizes = dict.fromkeys(derived.shape_of(case.shape)[2:] for case in derived.cases(record))
     found: list[Content] = [
-        _plot(f"{shape}, by requests in flight",
-              plots.throughput(record, shape, looks, f"throughput-{index}"))
-        for index, shape in enumerate(derived.shapes(record))
+        _plot(f"{case}, by requests in flight",
+              plots.throughput(record, case, looks, f"throughput-{index}"))
+        for index, case in enumerate(derived.cases(record))
     ]  # fmt: skip
     found += [
         _plot(f"{height}x{width}, by batch",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rest_deploy.bench.record import EngineResult, Environment, Measurement, Record
+from rest_deploy.bench.record import EngineResult, Environment, Measurement, Ratio, Record
 from rest_deploy.report import bench_rows as derived
 from rest_deploy.report import breakdown
-from rest_deploy.report.bench_rows import three
+from rest_deploy.report.bench_rows import Case, three
 from rest_deploy.report.markup import Content, Markup, element
 from rest_deploy.report.plots import Looks
 from rest_deploy.report.svg import Look, marker
@@ -77,13 +77,9 @@ def engine_name(engine: EngineResult, looks: Looks) -> Markup:
 
 
 def overview(record: Record, looks: Looks) -> Markup:
-    """Accuracy and latency side by side: one row an engine, one column a shape."""
-    shapes = derived.shapes(record, "isolated")
-    found = {
-        (row.engine.label, shape): row
-        for shape in shapes
-        for row in reversed(derived.rows(record, shape))
-    }
+    """Accuracy and latency side by side: one row an engine, one column a case."""
+    cases = derived.cases(record, "isolated")
+    found = {(row.engine.label, case): row for case in cases for row in derived.rows(record, case)}
     rows = []
     for engine in derived.working(record):
         accuracy = engine.accuracy
@@ -103,14 +99,13 @@ def overview(record: Record, looks: Looks) -> Markup:
                 else (Cell("unknown"), EMPTY, EMPTY)
             ),
         ]
-        for shape in shapes:
-            cells.append(_latency(found, engine.label, shape, looks))
+        cells += [_latency(found, engine.label, case, looks) for case in cases]
         rows.append((engine_name(engine, looks), cells, looks[engine.label]))
     header = ["engine", "precision, file", "relative error", "same top-1", "KL, nats"]
     return grid(
         f"Error of the logits and agreement against PyTorch in float64{_images(record)}; median "
         f"latency in ms of isolated requests, and {derived.VERDICT_LEGEND}.",
-        [*header, *shapes],
+        [*header, *map(str, cases)],
         rows,
         sortable=True,
     )
@@ -122,12 +117,12 @@ def _images(record: Record) -> str:
 
 
 def _latency(
-    found: Mapping[tuple[str, str], derived.Row], label: str, shape: str, looks: Looks
+    found: Mapping[tuple[str, Case], derived.Row], label: str, case: Case, looks: Looks
 ) -> Cell:
-    row = found.get((label, shape))
+    row = found.get((label, case))
     if row is None:
         return EMPTY
-    medians = [other.measured.host.median for (_, at), other in found.items() if at == shape]
+    medians = [other.measured.host.median for (_, at), other in found.items() if at == case]
     median = row.measured.host.median
     part = f"--part:{100 * median / max(medians):.1f}%" if max(medians) > 0 else "--part:0"
     verdict = row.ratio.verdict if row.ratio else ""
@@ -148,10 +143,14 @@ def _latency(
 def measurements(record: Record, looks: Looks) -> Markup:
     """Everything that was measured, as it was stored."""
     header = ("engine", "shape", "mode", "in flight", "threads", "N", "min", "median", "noise",
-              "mean", "p90", "p95", "p99", "max", "CoV", "outliers", "images/s",
+              "mean", "p90", "p95", "p99", "max", "CoV", "outliers", "images/s", "ratio",
               "stopped by")  # fmt: skip
     rows = [
-        (engine_name(engine, looks), _measured(found), looks[engine.label])
+        (
+            engine_name(engine, looks),
+            _measured(found, derived.ratio_of(record, engine.label, found)),
+            looks[engine.label],
+        )
         for engine in derived.working(record)
         for found in engine.measurements
     ]
@@ -165,7 +164,7 @@ def measurements(record: Record, looks: Looks) -> Markup:
     )
 
 
-def _measured(found: Measurement) -> list[Cell]:
+def _measured(found: Measurement, ratio: Ratio | None) -> list[Cell]:
     host = found.host
     tail = derived.p99(found)
     return [
@@ -182,8 +181,41 @@ def _measured(found: Measurement) -> list[Cell]:
         Cell(f"{host.cov:.1%}", host.cov),
         Cell(str(found.outliers), found.outliers),
         Cell(three(found.images_per_second), found.images_per_second),
+        Cell(derived.interval(ratio), ratio.ratio) if ratio else EMPTY,
         Cell(found.stopped_by, kind="wide"),
     ]
+
+
+def devices(record: Record, looks: Looks) -> Markup | None:
+    """What the GPU's own events say of each measurement. None where nothing ran on one."""
+    found = [
+        (engine, measured)
+        for engine in derived.working(record)
+        for measured in engine.measurements
+        if measured.device
+    ]
+    parts = derived.union([list(measured.device) for _, measured in found])
+    rows = []
+    for engine, measured in found:
+        cells = [
+            Cell(str(derived.Case(measured.shape, measured.threads))),
+            Cell(measured.mode, kind="left"),
+            Cell(str(measured.in_flight), measured.in_flight),
+            Cell(three(measured.host.median), measured.host.median),
+        ]
+        for part in parts:
+            spread = measured.device.get(part)
+            cells.append(EMPTY if spread is None else Cell(three(spread.median), spread.median))
+        rows.append((engine_name(engine, looks), cells, looks[engine.label]))
+    if not rows:
+        return None
+    return grid(
+        "Medians in ms: wall clock on the host, and between the GPU's events; h2d and d2h copy the "
+        "images in and the logits out, enqueue is the host's time to hand the work over.",
+        ["engine", "shape", "mode", "in flight", "host", *parts],
+        rows,
+        sortable=True,
+    )
 
 
 def starts(record: Record, looks: Looks) -> Markup | None:
@@ -289,6 +321,6 @@ def ceilings(record: Record) -> list[tuple[str, str]]:
         return []
     peaks = ", ".join(f"{kind} {three(peak)}" for kind, peak in found.gemm_gflops.items())
     return [
-        ("reached by a large GEMM", f"{peaks} GFLOP/s, {found.threads} threads"),
+        ("reached by a large GEMM", f"{peaks} GFLOP/s, {found.threads or 'all'} threads"),
         ("reached by a copy", f"{three(found.copy_gb_per_s)} GB/s"),
     ]

@@ -1,4 +1,4 @@
-"""Plots of latency, accuracy and throughput: a record and a shape -> one SVG each."""
+"""Plots of latency, accuracy and throughput: a record and a case -> one SVG each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from rest_deploy.bench.record import Measurement, Record
 from rest_deploy.report import bench_rows as derived
 from rest_deploy.report import svg
-from rest_deploy.report.bench_rows import three
+from rest_deploy.report.bench_rows import Case, three
 from rest_deploy.report.markup import Markup, element, number
 from rest_deploy.report.svg import Look
 
@@ -30,9 +30,9 @@ def power(value: float) -> str:
     return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
 
 
-def pareto(record: Record, shape: str, looks: Looks, name: str) -> Markup | None:
+def pareto(record: Record, case: Case, looks: Looks, name: str) -> Markup | None:
     """Latency across, relative error up (log); the front is the line. None without a point."""
-    points = derived.points(record, shape)
+    points = derived.points(record, case)
     if not points:
         return None
     height = 290.0
@@ -57,7 +57,7 @@ def pareto(record: Record, shape: str, looks: Looks, name: str) -> Markup | None
     names = [(x(point.latency), y(point.error), point.label) for point in points]
     return svg.figure(
         name,
-        f"Relative error against latency at {shape}",
+        f"Relative error against latency at {case}",
         "Lower and further left is better. On the front, fastest first: "
         + "; ".join(f"{p.label} {three(p.latency)} ms, {p.error:.1e}" for p in best),
         WIDTH,
@@ -70,13 +70,9 @@ def pareto(record: Record, shape: str, looks: Looks, name: str) -> Markup | None
     )
 
 
-def ratios(record: Record, shape: str, looks: Looks, name: str) -> Markup | None:
+def ratios(record: Record, case: Case, looks: Looks, name: str) -> Markup | None:
     """Speed against the base with its 95 % interval, isolated. None without a ratio."""
-    found = [
-        ratio
-        for ratio in record.ratios
-        if (ratio.shape, ratio.mode) == (shape, "isolated") and ratio.low > 0
-    ]
+    found = [ratio for ratio in record.ratios if case.holds(ratio, "isolated") and ratio.low > 0]
     if not found:
         return None
     height = TOP + 26 * len(found) + BOTTOM - 14
@@ -96,7 +92,7 @@ def ratios(record: Record, shape: str, looks: Looks, name: str) -> Markup | None
     base = derived.base_label(record)
     return svg.figure(
         name,
-        f"Speed against {base} at {shape}",
+        f"Speed against {base} at {case}",
         "; ".join(f"{r.other} {derived.interval(r)}, {r.verdict}" for r in found),
         WIDTH,
         height,
@@ -108,13 +104,13 @@ def ratios(record: Record, shape: str, looks: Looks, name: str) -> Markup | None
     )
 
 
-def distributions(record: Record, shape: str, looks: Looks, name: str) -> Markup | None:
+def distributions(record: Record, case: Case, looks: Looks, name: str) -> Markup | None:
     """Every sample over its engine's median as a dot, their density above; median and p99 marked.
 
     None without a sample. How steady, not how fast: on one axis of milliseconds a fast and a slow
     engine would both be a line.
     """
-    rows = [row for row in derived.rows(record, shape) if _drawable(row.measured)]
+    rows = [row for row in derived.rows(record, case) if _drawable(row.measured)]
     if not rows:
         return None
     deep = 60.0
@@ -130,7 +126,7 @@ def distributions(record: Record, shape: str, looks: Looks, name: str) -> Markup
         content += _raincloud(row, x, top + 5, looks[row.engine.label])
     return svg.figure(
         name,
-        f"Spread of the latency of isolated requests at {shape}",
+        f"Spread of the latency of isolated requests at {case}",
         "; ".join(
             f"{row.engine.label} median {three(row.measured.host.median)} ms"
             + (f", p99 {derived.p99(row.measured)} ms" if derived.p99(row.measured) else "")
@@ -211,12 +207,12 @@ def density(samples: Sequence[float], places: int = 72) -> tuple[Sequence[float]
     return list(np.exp(grid)), list(found / found.max())
 
 
-def throughput(record: Record, shape: str, looks: Looks, name: str) -> Markup | None:
+def throughput(record: Record, case: Case, looks: Looks, name: str) -> Markup | None:
     """Images a second against requests in flight. None where nothing was saturated."""
     series: dict[str, list[tuple[float, Measurement]]] = {}
-    for row in derived.rows(record, shape, "saturated"):
+    for row in derived.rows(record, case, "saturated"):
         series.setdefault(row.engine.label, []).append((row.measured.in_flight, row.measured))
-    title = f"Throughput at {shape}"
+    title = f"Throughput at {case}"
     return _lines(series, looks, name, title, "requests in flight")
 
 

@@ -37,8 +37,8 @@ def test_no_p99_of_few() -> None:
 
 def test_every_shape_has_its_table() -> None:
     text = bench(record())
-    for shape in derived.shapes(record()):
-        assert f"\n{shape}, isolated\n" in text
+    for case in derived.cases(record()):
+        assert f"\n{case}, isolated\n" in text
     assert text.count(", end-to-end\n") == 2
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rest_deploy.errors import InputError
 from rest_deploy.report import bench_rows as derived
-from rest_deploy.report.bench_rows import Point
+from rest_deploy.report.bench_rows import Case, Point
 from tests.report.hostile import replaced
 from tests.report.sample import record
 
@@ -47,20 +47,22 @@ def test_plain_takes_control_characters_out() -> None:
 
 
 def test_p99_needs_samples() -> None:
-    (first, *_) = derived.rows(record(), "1x3x224x224")
+    (first, *_) = derived.rows(record(), Case("1x3x224x224"))
     assert derived.p99(first.measured) == derived.three(first.measured.host.p99)
     few = replaced(first.measured, "host.n", derived.P99_NEEDS - 1)
     assert derived.p99(few) == ""
 
 
-def test_shapes_small_images_first() -> None:
-    assert derived.shapes(record()) == ["1x3x224x224", "8x3x224x224", "1x3x448x448", "8x3x448x448"]
+def test_small_images_come_first() -> None:
+    assert [str(case) for case in derived.cases(record())] == [
+        "1x3x224x224", "8x3x224x224", "1x3x448x448", "8x3x448x448",
+    ]  # fmt: skip
     with pytest.raises(InputError, match="not a shape"):
         derived.shape_of("big")
 
 
 def test_rows_join_what_belongs_together() -> None:
-    rows = derived.rows(record(), "8x3x224x224")
+    rows = derived.rows(record(), Case("8x3x224x224"))
     assert [row.engine.label for row in rows][::4] == ["pytorch fp32", "openvino int8"]
     assert [row.is_base for row in rows] == [True, False, False, False, False]
     assert rows[0].ratio is None
@@ -72,18 +74,53 @@ def test_rows_join_what_belongs_together() -> None:
     assert rows[0].images_per_second == rows[0].measured.images_per_second
 
 
+def test_ratios_belong_to_their_load() -> None:
+    """A ratio at 8 requests in flight is not one at 1."""
+    sample = record()
+    at_8 = msgspec.structs.replace(sample.ratios[0], mode="saturated", in_flight=8)
+    both = replaced(sample, "ratios", (*sample.ratios, at_8))
+    found = [r for r in derived.rows(both, Case("1x3x224x224"), "saturated") if r.ratio]
+    assert [(row.engine.label, row.measured.in_flight) for row in found] == [
+        ("onnxruntime fp32", 8),
+    ]  # fmt: skip
+
+
 def test_saturated_runs_do_not_lend_their_throughput_to_others() -> None:
     """Neither to what begins at the pixels, nor to each other."""
     for mode in ("end-to-end", "saturated"):
-        for row in derived.rows(record(), "1x3x224x224", mode):
+        for row in derived.rows(record(), Case("1x3x224x224"), mode):
             assert row.images_per_second == row.measured.images_per_second
 
 
+def test_threads_are_not_mixed() -> None:
+    """Of one shape with all cores and with one thread, neither has the other's ratio or rate."""
+    sample = record()
+    engine = sample.engines[1]
+    slow = [
+        msgspec.structs.replace(found, threads=1, images_per_second=10 * found.images_per_second)
+        for found in engine.measurements
+    ]
+    ratio = msgspec.structs.replace(sample.ratios[0], threads=1, ratio=0.9)
+    both = replaced(sample, "engines.1.measurements", (*engine.measurements, *slow))
+    both = replaced(both, "ratios", (*sample.ratios, ratio))
+    assert [str(case) for case in derived.cases(both)][:2] == [
+        "1x3x224x224",
+        "1x3x224x224, 1 thread",
+    ]
+    (all_cores,) = [
+        r for r in derived.rows(both, Case("1x3x224x224")) if r.engine == both.engines[1]
+    ]
+    (alone,) = derived.rows(both, Case("1x3x224x224", 1))
+    assert all_cores.ratio == sample.ratios[0]
+    assert alone.ratio == ratio
+    assert alone.images_per_second == 10 * all_cores.images_per_second
+
+
 def test_fastest() -> None:
-    found = derived.fastest(record(), "1x3x448x448")
+    found = derived.fastest(record(), Case("1x3x448x448"))
     assert found is not None
     assert found.engine.label == "openvino int8"
-    assert derived.fastest(record(), "1x3x32x32") is None
+    assert derived.fastest(record(), Case("1x3x32x32")) is None
 
 
 def test_front() -> None:
@@ -97,8 +134,8 @@ def test_points_leave_out_what_has_no_place_on_a_log_axis() -> None:
     sample = record()
     exact = replaced(sample, "engines.0.accuracy.relative_error", 0.0)
     unknown = replaced(exact, "engines.1.accuracy", None)
-    assert len(derived.points(sample, "1x3x224x224")) == 5
-    assert len(derived.points(unknown, "1x3x224x224")) == 3
+    assert len(derived.points(sample, Case("1x3x224x224"))) == 5
+    assert len(derived.points(unknown, Case("1x3x224x224"))) == 3
 
 
 def test_union_keeps_the_order_of_each() -> None:

@@ -150,6 +150,16 @@ def test_sections_without_values_are_left_out() -> None:
     assert sections(page(SHAPES["all failed"])) == ["sensitivity", "instance-norm", "machine"]
 
 
+def test_what_the_gpu_says_is_shown_where_there_is_one() -> None:
+    host = record().engines[4].measurements[0].host
+    parts = {"h2d": replaced(host, "median", 0.25), "compute": replaced(host, "median", 8.5)}
+    html = page(replaced(record(), "engines.4.measurements.0.device", parts))
+    assert read(html).problems == []
+    table = html.split('<section id="gpu"')[1].split("</section>")[0]
+    assert table.count("<tr") == 2
+    assert '<td data-v="0.25">0.25</td><td data-v="8.5">8.50</td>' in table
+
+
 def test_headline_failures_and_warnings() -> None:
     html = page(record())
     assert re.search("<h1>Deploy openvino int8: 9.4 ms [^<]*</h1>", html)
@@ -226,7 +236,7 @@ def test_no_p99_of_few_samples() -> None:
 def test_best_of_a_column_is_marked() -> None:
     table = page(record()).split('<section id="engines"')[1].split("</section>")[0]
     best = re.findall('<td class="best" data-v="([^"]*)">', table)
-    fastest = [derived.fastest(record(), shape) for shape in derived.shapes(record())]
+    fastest = [derived.fastest(record(), case) for case in derived.cases(record())]
     assert best == [f"{row.measured.host.median:.9g}" for row in fastest if row]
 
 

@@ -10,12 +10,13 @@ import pytest
 
 from rest_deploy.report import bench_rows as derived
 from rest_deploy.report import breakdown, plots, svg
+from rest_deploy.report.bench_rows import Case
 from rest_deploy.report.markup import Markup
 from rest_deploy.report.plots import WIDTH, Looks
 from tests.report.hostile import only, replaced
 from tests.report.sample import record
 
-SHAPE = "1x3x224x224"
+CASE = Case("1x3x224x224")
 
 
 def looks() -> Looks:
@@ -30,7 +31,7 @@ def marks(made: Markup | None) -> dict[str, tuple[float, float]]:
 
 
 def test_pareto_places() -> None:
-    found = marks(plots.pareto(record(), SHAPE, looks(), "p"))
+    found = marks(plots.pareto(record(), CASE, looks(), "p"))
     assert set(found) == set(looks())
     fast, slow = found["openvino int8"], found["pytorch fp32"]
     assert fast[0] < found["onnxruntime int8"][0] < slow[0]  # faster is further left
@@ -38,7 +39,7 @@ def test_pareto_places() -> None:
 
 
 def test_pareto_front() -> None:
-    made = plots.pareto(record(), SHAPE, looks(), "p")
+    made = plots.pareto(record(), CASE, looks(), "p")
     assert made is not None
     for label in looks():
         (title,) = re.findall(rf"<title>({label}: [^<]*)", made)
@@ -49,18 +50,18 @@ def test_pareto_front() -> None:
 def test_nothing_to_draw() -> None:
     failed = only("tensorrt fp16")
     for plot in (plots.pareto, plots.ratios, plots.distributions, plots.throughput):
-        assert plot(failed, SHAPE, {}, "p") is None
+        assert plot(failed, CASE, {}, "p") is None
     assert plots.batches(failed, (224, 224), {}, "p") is None
     base = only("pytorch fp32")
-    assert plots.ratios(base, SHAPE, looks(), "p") is None
-    assert plots.throughput(base, SHAPE, looks(), "p") is None
+    assert plots.ratios(base, CASE, looks(), "p") is None
+    assert plots.throughput(base, CASE, looks(), "p") is None
 
 
 def test_ratios_stand_right_of_the_line_when_faster() -> None:
     slower = record()
     for name, value in (("ratio", 0.5), ("low", 0.4), ("high", 0.6)):
         slower = replaced(slower, f"ratios.0.{name}", value)
-    made = plots.ratios(slower, SHAPE, looks(), "r")
+    made = plots.ratios(slower, CASE, looks(), "r")
     found = marks(made)
     assert made is not None
     (unity,) = map(float, re.findall(r'd="M([\d.]+) [^"]*" class="unity"', made))
@@ -69,16 +70,16 @@ def test_ratios_stand_right_of_the_line_when_faster() -> None:
 
 
 def test_every_sample_is_a_dot() -> None:
-    made = plots.distributions(record(), SHAPE, looks(), "d")
+    made = plots.distributions(record(), CASE, looks(), "d")
     assert made is not None
-    for row, dots in zip(derived.rows(record(), SHAPE), re.findall('d="([^"]*h0)"', made),
+    for row, dots in zip(derived.rows(record(), CASE), re.findall('d="([^"]*h0)"', made),
                          strict=True):  # fmt: skip
         assert dots.count("h0") == row.measured.host.n
 
 
 def test_no_p99_is_marked_where_there_are_few() -> None:
-    for shape, tails in ((SHAPE, 5), ("8x3x448x448", 0)):
-        made = plots.distributions(record(), shape, looks(), "d")
+    for case, tails in ((CASE, 5), (Case("8x3x448x448"), 0)):
+        made = plots.distributions(record(), case, looks(), "d")
         assert made is not None
         assert made.count('class="tail"') == tails
         assert made.count('class="median"') == 5
@@ -87,7 +88,7 @@ def test_no_p99_is_marked_where_there_are_few() -> None:
 
 def test_thousands_of_samples_are_thinned() -> None:
     many = replaced(record(), "engines.1.measurements.0.samples", tuple(np.linspace(20, 30, 5000)))
-    made = plots.distributions(many, SHAPE, looks(), "d")
+    made = plots.distributions(many, CASE, looks(), "d")
     assert made is not None
     assert max(dots.count("h0") for dots in re.findall('d="([^"]*h0)"', made)) <= plots.DRAWN
 
@@ -95,7 +96,7 @@ def test_thousands_of_samples_are_thinned() -> None:
 def test_an_outlier_does_not_squeeze_the_rest() -> None:
     samples = record().engines[1].measurements[0].samples
     wild = replaced(record(), "engines.1.measurements.0.samples", (*samples[:-1], 1e5))
-    made = plots.distributions(wild, SHAPE, looks(), "d")
+    made = plots.distributions(wild, CASE, looks(), "d")
     assert made is not None
     dots = re.findall('d="([^"]*h0)"', made)[1]
     across = [float(x) for x in re.findall(r"M([\d.]+) ", dots)]
@@ -117,7 +118,7 @@ def test_density_of_equal_samples(samples: list[float]) -> None:
 
 
 def test_throughput_rises() -> None:
-    made = plots.throughput(record(), SHAPE, looks(), "t")
+    made = plots.throughput(record(), CASE, looks(), "t")
     assert made is not None
     assert made.count('class="series') == 4  # PyTorch was not saturated
     (description,) = re.findall("<desc[^>]*>([^<]*)", made)
@@ -146,7 +147,11 @@ def test_pieces_of_a_bar_follow_each_other() -> None:
     assert len(bars) == len(engine.blocks)
     for (x, y, width), (x2, y2, _) in pairwise(bars):
         assert y2 > y or x2 == pytest.approx(x + width, abs=0.02)
-    assert made.count('class="floor"') == len(derived.blocks(engine))
+    assert (
+        made.count('class="floor"')
+        == made.count('class="floor edge"')
+        == len(derived.blocks(engine))
+    )
 
 
 def test_no_floor_where_none_is_known() -> None:
