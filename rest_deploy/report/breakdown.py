@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from rest_deploy.bench.record import BlockTime, Ceilings, EngineResult
 from rest_deploy.report import bench_rows as derived
+from rest_deploy.report import bench_words as words
 from rest_deploy.report import svg
-from rest_deploy.report.bench_rows import three
+from rest_deploy.report.bench_words import three
 from rest_deploy.report.markup import Markup
 from rest_deploy.report.plots import BOTTOM, LEFT, RIGHT, TOP, WIDTH, tick
 from rest_deploy.report.svg import Look
@@ -49,7 +50,7 @@ def stages(engine: EngineResult, longest: float, name: str) -> Markup:
     drawn: list[Markup] = []
     for index, (block, parts) in enumerate(blocks.items()):
         top = 10 + deep * index
-        drawn.append(svg.text(0, top + 12, derived.shorten(block, 10), kind="label"))
+        drawn.append(svg.text(0, top + 12, words.shorten(block, 10), kind="label"))
         at = 0.0
         for part in parts:
             said = f"{block}, {part.kind}: {three(part.ms)} ms" + (

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from rest_deploy.report.bench_rows import shorten
+from rest_deploy.report.bench_words import shorten
 from rest_deploy.report.markup import Content, Markup, element, number
 
 CHARACTER = 6.4

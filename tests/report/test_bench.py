@@ -9,6 +9,7 @@ import pytest
 
 from rest_deploy.bench.record import Record
 from rest_deploy.report import bench_rows as derived
+from rest_deploy.report import bench_words as words
 from rest_deploy.report.bench import bench
 from rest_deploy.report.text import WIDTH
 from tests.report.hostile import LABEL, hostile, only, replaced
@@ -45,7 +46,7 @@ def test_every_shape_has_its_table() -> None:
 @pytest.mark.parametrize("verdict", ["faster", "slower", "no difference", "ambiguous"])
 def test_verdicts(verdict: str) -> None:
     text = bench(replaced(record(), "ratios.3.verdict", verdict))
-    assert derived.VERDICTS[verdict] in cells(text, "1x3x224x224, isolated", "openvino", "int8")
+    assert words.VERDICTS[verdict] in cells(text, "1x3x224x224, isolated", "openvino", "int8")
 
 
 def test_failures_warnings_files_and_the_advice_last() -> None:

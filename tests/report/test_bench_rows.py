@@ -9,46 +9,15 @@ import pytest
 
 from rest_deploy.errors import InputError
 from rest_deploy.report import bench_rows as derived
+from rest_deploy.report import bench_words as words
 from rest_deploy.report.bench_rows import Case, Point
 from tests.report.hostile import replaced
 from tests.report.sample import record
 
 
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [(0.0341, "0.034"), (0.5, "0.50"), (9.99, "9.99"), (9.996, "10.0"), (27.14, "27.1"),
-     (99.96, "100"), (1234.4, "1234"), (0.0, "0.000")],
-)  # fmt: skip
-def test_three_digits(value: float, words: str) -> None:
-    assert derived.three(value) == words
-
-
-def test_short_error() -> None:
-    assert [derived.short_error(value) for value in (0.0, 3.8e-3, 2.1e-7, 0.12)] == [
-        "0", "3.8e-3", "2.1e-7", "1.2e-1",
-    ]  # fmt: skip
-
-
-def test_only_all_is_a_hundred_percent() -> None:
-    """99.96 % of 5000 images is two that differ."""
-    assert (derived.share(1.0), derived.share(0.9961)) == ("100%", "99.6%")
-
-
-@pytest.mark.parametrize("most", [2, 5, 10, 11])
-def test_shorten(most: int) -> None:
-    short = derived.shorten("0123456789a", most)
-    assert len(short) == most
-    assert ("…" in short) == (most < 11)
-    assert short[0] == "0"
-
-
-def test_plain_takes_control_characters_out() -> None:
-    assert derived.plain("a\x1b[31m\n\u202eb é") == "a�[31m��b é"
-
-
 def test_p99_needs_samples() -> None:
     (first, *_) = derived.rows(record(), Case("1x3x224x224"))
-    assert derived.p99(first.measured) == derived.three(first.measured.host.p99)
+    assert derived.p99(first.measured) == words.three(first.measured.host.p99)
     few = replaced(first.measured, "host.n", derived.P99_NEEDS - 1)
     assert derived.p99(few) == ""
 
