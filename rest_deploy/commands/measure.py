@@ -90,12 +90,13 @@ def profile(
 def report(record: Path, output: Path | None, markdown: bool, as_json: bool) -> None:
     """Show a bench RECORD (.json): a table here, all of it as one HTML page."""
     from rest_deploy import artifact, verbs
+    from rest_deploy.bench import store
     from rest_deploy.report import bench, page
     from rest_deploy.report import markdown as github
 
     if markdown and as_json:
         raise click.UsageError("--markdown and --json exclude each other")
-    found = verbs.read_record(record)
+    found = store.read(record)
     written = []
     if output or not (markdown or as_json):
         target = verbs.page_path(record, output)

@@ -20,7 +20,7 @@ from rest_deploy.verbs.profile import profile
 from rest_deploy.verbs.progress import Counter, Progress, silent, uncounted
 from rest_deploy.verbs.provider import ProviderWishes, check_backend
 from rest_deploy.verbs.refit import RefitReport, refit
-from rest_deploy.verbs.report import page_path, read_record
+from rest_deploy.verbs.report import page_path
 from rest_deploy.verbs.sensitivity import SensitivityReport, sensitivity
 from rest_deploy.verbs.variants import VariantRow, VariantTable, variants
 from rest_deploy.verbs.verify import open_session, verify
@@ -61,7 +61,6 @@ __all__ = [
     "plan_engine",
     "profile",
     "quantize",
-    "read_record",
     "refit",
     "sensitivity",
     "silent",
