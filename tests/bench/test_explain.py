@@ -5,7 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from rest_deploy.bench.ceilings import Runtime
 from rest_deploy.bench.explain import examine, explain, opened
@@ -88,3 +91,24 @@ def test_refusals(
     (tmp_path / "broken.onnx").write_bytes(b"\xff" * 9)
     with pytest.raises(error, match=words):
         opened(tmp_path / name, shape)
+
+
+def test_a_graph_that_cannot_be_counted_is_timed(exported_nano: Path, tmp_path: Path) -> None:
+    """As other tools write them: a name that inference does not know, here a domain's."""
+    model = onnx.load(exported_nano)
+    last = next(node for node in model.graph.node if node.op_type == "Gemm")
+    last.input[0] = "doubled"
+    foreign = helper.make_node(
+        "BiasGelu", ["ReduceMean.out", "zero"], ["doubled"], name="s", domain="com.microsoft"
+    )
+    model.graph.node.insert(len(model.graph.node) - 1, foreign)
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(128, np.float32), "zero"))
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    path = tmp_path / "strange.onnx"
+    onnx.save(model, path)
+    found = examine(path, SHAPE, 1, ceilings=HIGH, seconds=0)
+    assert found.kernel_ms > 0
+    assert {(time.block, time.flops, time.floor_ms) for time in found.blocks} == {("other", 0, 0)}
+    assert {"gemm", "conv"} <= {time.kind for time in found.blocks}
+    words = "neither FLOPs nor bytes are known: the shape of doubled is not known"
+    assert any(warning.startswith(words) for warning in found.warnings)
