@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -141,18 +142,24 @@ def failures(record: Record) -> list[tuple[str, str]]:
 
 
 def warnings(record: Record) -> list[str]:
-    """Notes of the record, then of each measurement, equal ones of an engine together."""
-    places: dict[tuple[str, str], list[str]] = {}
+    """One line for all that differ in their numbers only: how many, and that with the largest."""
+    groups: dict[str, list[tuple[float, str, str]]] = {}
+    total = 0
     for engine in working(record):
         for measured in engine.measurements:
+            total += 1
+            where = f"{engine.label}, {Case(measured.shape, measured.threads)} {measured.mode}"
             for warning in measured.warnings:
-                where = places.setdefault((engine.label, warning), [])
-                where.append(f"{Case(measured.shape, measured.threads)} {measured.mode}")
-    return [
-        *record.notes,
-        *(f"{label}, {', '.join(dict.fromkeys(where))}: {warning}"
-          for (label, warning), where in places.items()),
-    ]  # fmt: skip
+                numbers = re.findall(r"[0-9]+(?:\.[0-9]+)?", warning)
+                kind = re.sub(r"[0-9]+(?:\.[0-9]+)?", "#", warning)
+                kind = re.sub(r"(?:p#, )+", "", kind)  # "p95, p99" and "p99" are of one kind
+                largest = float(numbers[0]) if numbers else 0.0
+                groups.setdefault(kind, []).append((largest, where, warning))
+    lines = []
+    for found in groups.values():
+        _, where, warning = max(found)
+        lines.append(f"{len(found)} of {total} measurements, such as {where}: {warning}")
+    return lines
 
 
 def base_label(record: Record) -> str:

@@ -166,13 +166,20 @@ def test_labels_must_tell_engines_apart(path: str, words: str) -> None:
         derived.sound(replaced(record(), path, name))
 
 
-def test_warnings_of_an_engine_are_said_once() -> None:
+def test_warnings_that_differ_in_numbers_are_one_line() -> None:
+    """With the largest of them; other words are another line."""
     sample = record()
-    engine = sample.engines[1]
     warned = tuple(
-        msgspec.structs.replace(found, warnings=("hot",)) for found in engine.measurements[:6]
+        msgspec.structs.replace(
+            found,
+            warnings=(f"noise {index}.5 % is above 1 %", f"{'p95, ' * (index % 2)}p99 is short"),
+        )
+        for index, found in enumerate(sample.engines[1].measurements[:6])
     )
-    found = derived.warnings(replaced(sample, "engines.1.measurements", warned))
-    assert found[:2] == list(sample.notes)
-    assert [warning.count("hot") for warning in found[2:]] == [1, 0]
-    assert found[2].startswith("onnxruntime fp32, 1x3x224x224 isolated, 1x3x224x224 saturated, ")
+    bare = [msgspec.structs.replace(one, measurements=()) for one in sample.engines]
+    changed = msgspec.structs.replace(sample, engines=tuple(bare))
+    found = derived.warnings(replaced(changed, "engines.1.measurements", warned))
+    assert len(found) == 2
+    assert found[0].startswith("6 of 6 measurements, such as onnxruntime fp32, ")
+    assert found[0].endswith(": noise 5.5 % is above 1 %")
+    assert found[1].startswith("6 of 6 measurements")
