@@ -45,11 +45,12 @@ class Field:
     def compare(self, one: str, other: str) -> Compared:
         """By the measured ratio, of the two or of each to a third; else by the two noises."""
         first, second = self.measured[one], self.measured[other]
-        if first.shape == second.shape:
+        if _setting(first) == _setting(second):
             known = {
                 (ratio.other, ratio.base): ratio
-                for ratio in reversed(self.ratios)
-                if ratio.mode == self.mode and ratio.shape == first.shape
+                for ratio in self.ratios
+                if (ratio.mode, ratio.shape, ratio.threads, ratio.in_flight)
+                == (self.mode, *_setting(first))
             }
             if (one, other) in known:
                 found = known[one, other]
@@ -72,8 +73,9 @@ def compete(
     mode: Mode,
     ratios: Sequence[Ratio],
 ) -> Field | None:
-    """Isolated: all at the one shape of the smallest batch that most candidates have. Saturated:
-    each at its best. None where no candidate was measured so."""
+    """Isolated: all at one shape of the smallest batch and one number of threads, those that most
+    candidates have, of equals the fastest. Saturated: each at its best. None where no candidate was
+    measured so."""
     everything = [
         (engine, found) for engine in engines if not engine.failed
         for found in engine.measurements if found.mode == mode
@@ -85,10 +87,13 @@ def compete(
     measured: dict[str, Measurement] = {}
     if mode == "isolated":
         least = min(found.batch for found in ours)
-        shapes = [found.shape for found in ours if found.batch == least]
-        shape = max(dict.fromkeys(shapes), key=shapes.count)
+        smallest = [found for found in ours if found.batch == least]
+        settings = [_setting(found) for found in smallest]
+        chosen = max(
+            smallest, key=lambda found: (settings.count(_setting(found)), -found.host.median)
+        )
         for engine, found in everything:
-            if found.shape == shape:
+            if _setting(found) == _setting(chosen):
                 measured.setdefault(engine.label, found)
     else:
         for engine, found in everything:
@@ -96,6 +101,10 @@ def compete(
             if best is None or found.images_per_second > best.images_per_second:
                 measured[engine.label] = found
     return Field(mode, measured, tuple(ratios))
+
+
+def _setting(found: Measurement) -> tuple[str, int, int]:
+    return (found.shape, found.threads, found.in_flight)
 
 
 def _judged(ratio: float, low: float, high: float, verdict: str) -> Compared:

@@ -51,7 +51,7 @@ def advise(
     """One to three sentences.
 
     gate: bounds of the model's card; float32 is held to those of fp16. fresh: the weights are not
-    trained, so only the error of the logits is held. features: of the CPU, None where not known.
+    trained, so only the error of the logits is held. features: of the CPU; none: not known.
     """
     deployable = [engine for engine in engines if _backend(engine) != REFERENCE]
     refused = {engine.label: why for engine in deployable if (why := refusal(engine, gate, fresh))}
@@ -209,7 +209,7 @@ def _not_faster_in_integers(
             continue
         where = f"INT8 is not faster than FP32 on {_display(engine)}"
         gpu = _backend(engine).startswith("tensorrt")
-        if features is not None and not gpu and INTEGER_UNITS.isdisjoint(features):
+        if features and not gpu and INTEGER_UNITS.isdisjoint(features):
             return f"{where}: this CPU has no VNNI or other units for integer products."
         shares = _shares(engine)
         if not shares:

@@ -1,4 +1,4 @@
-"""A bench record for a terminal: one table per shape, at most 100 columns, the advice last."""
+"""A bench record for a terminal: a table per shape, at most 100 columns, the advice last."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from rest_deploy.bench.record import EngineResult, Mode, Record
 from rest_deploy.report import bench_rows as derived
+from rest_deploy.report import bench_words as words
+from rest_deploy.report.bench_rows import Case
 from rest_deploy.report.text import WIDTH, table
 
 HEADER = (
@@ -20,21 +22,21 @@ LEAST_NAME = 10
 def bench(record: Record, written: Sequence[str] = ()) -> str:
     """All of it. written: paths of the files that hold the record and the page.
 
-    Raises `InputError` for NaN outside the engines; inside, the engine is shown as failed.
+    Raises what `bench_rows.sound` does.
     """
     record = derived.sound(record)
     lines = [*_head(record)]
-    for shape in derived.shapes(record):
-        for mode in _modes(record, shape):
-            lines += ["", f"{shape}, {mode}", _table(record, shape, mode)]
+    for case in derived.cases(record):
+        for mode in _modes(record, case):
+            lines += ["", f"{case}, {mode}", _table(record, case, mode)]
     lines += ["", *_wrapped("", _legend(record))]
     for label, reason in derived.failures(record):
-        lines += _wrapped(f"failed: {derived.plain(label)}: ", derived.plain(reason))
+        lines += _wrapped(f"failed: {words.plain(label)}: ", words.plain(reason))
     for warning in derived.warnings(record):
-        lines += _wrapped("warning: ", derived.plain(warning))
-    lines += [f"wrote {derived.plain(path)}" for path in written]
+        lines += _wrapped("warning: ", words.plain(warning))
+    lines += [f"wrote {words.plain(path)}" for path in written]
     if record.advice:
-        lines += ["", *_wrapped("", derived.plain(record.advice))]
+        lines += ["", *_wrapped("", words.plain(record.advice))]
     return "\n".join(lines)
 
 
@@ -42,31 +44,31 @@ def _head(record: Record) -> list[str]:
     machine = record.environment
     gpus = "".join(f", {gpu}" for gpu in machine.gpus)
     return [
-        *_wrapped("", derived.plain(
+        *_wrapped("", words.plain(
             f"{record.model} ({record.model_sha256[:12]}) on {machine.cpu}, {machine.cores} cores"
             f"{gpus}, {record.created}"
         )),
-        *_wrapped("", derived.plain(record.command)),
+        *_wrapped("", words.plain(record.command)),
     ]  # fmt: skip
 
 
-def _modes(record: Record, shape: str) -> list[Mode]:
+def _modes(record: Record, case: Case) -> list[Mode]:
     """Those whose latency means something: a request among others waits for them."""
     modes: tuple[Mode, ...] = ("isolated", "end-to-end")
-    return [mode for mode in modes if derived.rows(record, shape, mode)]
+    return [mode for mode in modes if derived.rows(record, case, mode)]
 
 
-def _table(record: Record, shape: str, mode: Mode) -> str:
+def _table(record: Record, case: Case, mode: Mode) -> str:
     """Two spaces between columns where they fit, else one; what still is too wide loses the middle
     of the engines' names."""
-    cells = [_cells(row) for row in derived.rows(record, shape, mode)]
+    cells = [_cells(row) for row in derived.rows(record, case, mode)]
     whole = table(HEADER, cells)
     if _width(whole) <= WIDTH:
         return whole
     too_wide = _width(table(HEADER, cells, gap=1)) - WIDTH
     if too_wide > 0:
         most = max(LEAST_NAME, max(len(row[0]) for row in cells) - too_wide)
-        cells = [(derived.shorten(row[0], most), *row[1:]) for row in cells]
+        cells = [(words.shorten(row[0], most), *row[1:]) for row in cells]
     return table(HEADER, cells, gap=1)
 
 
@@ -80,30 +82,30 @@ def _cells(row: derived.Row) -> tuple[str, ...]:
     counted = f"({measured.host.n})"
     return (
         _name(row.engine),
-        derived.plain(row.engine.precision),
-        derived.three(measured.host.median),
+        words.shorten(words.plain(row.engine.precision), 6),
+        words.three(measured.host.median),
         f"±{measured.noise:.1%}",
-        derived.three(measured.host.p90),
+        words.three(measured.host.p90),
         f"{tail} {counted}" if tail else counted,
-        derived.three(row.images_per_second),
-        derived.interval(row.ratio) if row.ratio else "base" if row.is_base else "",
-        derived.VERDICTS[row.ratio.verdict] if row.ratio else "",
-        derived.short_error(accuracy.relative_error) if accuracy else "",
-        derived.share(accuracy.agreement) if accuracy else "",
+        words.three(row.images_per_second),
+        words.interval(row.ratio) if row.ratio else "base" if row.is_base else "",
+        words.VERDICTS[row.ratio.verdict] if row.ratio else "",
+        words.short_error(accuracy.relative_error) if accuracy else "",
+        words.share(accuracy.agreement) if accuracy else "",
     )
 
 
 def _name(engine: EngineResult) -> str:
     """The label without the precision, which has a column of its own."""
-    return derived.plain(engine.label.removesuffix(f" {engine.precision}"))
+    return words.plain(engine.label.removesuffix(f" {engine.precision}"))
 
 
 def _legend(record: Record) -> str:
     images = {engine.accuracy.images for engine in record.engines if engine.accuracy}
     looked = f" on {', '.join(map(str, sorted(images)))} images" if images else ""
     return (
-        f"{derived.VERDICT_LEGEND}. noise: half of the median's 95 % interval. p99 only with "
-        f"N >= {derived.P99_NEEDS}. {derived.THROUGHPUT_LEGEND}. error (relative, of the logits) "
+        f"{words.VERDICT_LEGEND}. noise: half of the median's 95 % interval. p99 only with "
+        f"N >= {derived.P99_NEEDS}. {words.THROUGHPUT_LEGEND}. error (relative, of the logits) "
         f"and top-1 (the same as the reference): against PyTorch float64{looked}."
     )
 

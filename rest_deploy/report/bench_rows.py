@@ -11,23 +11,33 @@ import msgspec
 
 from rest_deploy.bench.record import EngineResult, Measurement, Mode, Ratio, Record
 from rest_deploy.errors import InputError
+from rest_deploy.report.bench_words import three
 
 P99_NEEDS = 100
 """Samples below which no p99 is shown: it would be the maximum under another name."""
 
-VERDICTS = {"faster": "faster", "slower": "slower", "no difference": "same", "ambiguous": "unclear"}
-"""Short words for narrow tables."""
+AGAIN = "measure again: rest-deploy bench"
 
-VERDICT_LEGEND = (
-    "ratio: of medians, base / engine, 2 is twice as fast, with its 95 % interval; same: no "
-    "difference that matters; unclear: the interval does not decide"
-)
-THROUGHPUT_LEGEND = "img/s: most of the runs with several requests in flight, else of the isolated"
+
+@dataclass(frozen=True)
+class Case:
+    """What engines are compared at. threads: per operator, 0 for all cores, which goes without
+    saying."""
+
+    shape: str
+    threads: int = 0
+
+    def __str__(self) -> str:
+        threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
+        return f"{self.shape}{threads}"
+
+    def holds(self, other: Measurement | Ratio, mode: Mode) -> bool:
+        return (other.shape, other.threads, other.mode) == (self.shape, self.threads, mode)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One engine at one shape. `images_per_second`: most of all runs, at `in_flight` requests;
+    """One engine in one case. `images_per_second`: most of all runs, at `in_flight` requests;
     `ratio` is None for the base itself and where none was taken."""
 
     engine: EngineResult
@@ -47,50 +57,9 @@ class Point:
     error: float
 
 
-def plain(text: str) -> str:
-    """Without control characters: a label may not move the cursor or break a line."""
-    return "".join(character if character.isprintable() else "�" for character in text)
-
-
-def shorten(text: str, most: int) -> str:
-    """At most `most` characters; the middle goes, names differ at their ends."""
-    if len(text) <= most:
-        return text
-    head = most // 2
-    tail = most - 1 - head
-    return text[:head] + "…" + (text[-tail:] if tail else "")
-
-
-def three(value: float) -> str:
-    """Three digits, without an exponent: 0.034, 3.42, 27.1, 412."""
-    size = abs(value)
-    decimals = 0 if size >= 99.95 else 1 if size >= 9.995 else 2 if size >= 0.0995 else 3
-    return f"{value:.{decimals}f}"
-
-
-def short_error(value: float) -> str:
-    """3.8e-3; 0 is exact."""
-    if value == 0:
-        return "0"
-    mantissa, _, exponent = f"{value:.1e}".partition("e")
-    return f"{mantissa}e{int(exponent)}"
-
-
-def share(value: float) -> str:
-    return "100%" if value == 1 else f"{value:.1%}"
-
-
-def megabytes(size: int) -> str:
-    return f"{three(size / 1e6)} MB" if size else ""
-
-
 def p99(measured: Measurement) -> str:
     """Empty where there are too few samples for one."""
     return three(measured.host.p99) if measured.host.n >= P99_NEEDS else ""
-
-
-def interval(ratio: Ratio) -> str:
-    return f"{ratio.ratio:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
 
 
 def shape_of(shape: str) -> tuple[int, ...]:
@@ -105,8 +74,17 @@ def sound(record: Record) -> Record:
     """The record with every engine that holds a number that is none marked as failed.
 
     NaN and infinity are failures of who measured, and never drawn. Raises `InputError` where they
-    stand outside the engines and their ratios.
+    stand outside the engines and their ratios, for two engines of one label, and for a ratio of an
+    engine that is not there.
     """
+    labels = [engine.label for engine in record.engines]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InputError(f"the record has several engines called {label!r}", hint=AGAIN)
+    for ratio in record.ratios:
+        if unknown := {ratio.base, ratio.other} - set(labels):
+            raise InputError(f"the record has a ratio of {min(unknown)!r}, which is none of its "
+                             f"engines: {', '.join(labels)}", hint=AGAIN)  # fmt: skip
     bad: dict[str, str] = {}
     for engine in record.engines:
         found = next(not_numbers(msgspec.to_builtins(engine)), None)
@@ -119,8 +97,7 @@ def sound(record: Record) -> Record:
     rest = msgspec.structs.replace(record, engines=(), ratios=())
     outside = next(not_numbers(msgspec.to_builtins(rest)), None)
     if outside is not None:
-        raise InputError(f"the record holds no number at {outside}",
-                         hint="measure again: rest-deploy bench")  # fmt: skip
+        raise InputError(f"the record holds a value that is no number: {outside}", hint=AGAIN)
     failed = {engine.label for engine in record.engines if engine.failed} | set(bad)
     engines = tuple(
         msgspec.structs.replace(
@@ -170,7 +147,7 @@ def warnings(record: Record) -> list[str]:
         for measured in engine.measurements:
             for warning in measured.warnings:
                 where = places.setdefault((engine.label, warning), [])
-                where.append(f"{measured.shape} {measured.mode}")
+                where.append(f"{Case(measured.shape, measured.threads)} {measured.mode}")
     return [
         *record.notes,
         *(f"{label}, {', '.join(dict.fromkeys(where))}: {warning}"
@@ -183,26 +160,25 @@ def base_label(record: Record) -> str:
     return record.ratios[0].base if record.ratios else ""
 
 
-def shapes(record: Record, mode: Mode | None = None) -> list[str]:
-    """Measured shapes, small images first, then small batches."""
+def cases(record: Record, mode: Mode | None = None) -> list[Case]:
+    """What was measured, small images first, then small batches, then few threads."""
     found = {
-        measured.shape
+        Case(measured.shape, measured.threads)
         for engine in working(record)
         for measured in engine.measurements
         if mode in (None, measured.mode)
     }
-    return sorted(found, key=lambda shape: (shape_of(shape)[2:], shape_of(shape)))
+    return sorted(
+        found, key=lambda case: (shape_of(case.shape)[2:], shape_of(case.shape), case.threads)
+    )
 
 
-def rows(record: Record, shape: str, mode: Mode = "isolated") -> list[Row]:
+def rows(record: Record, case: Case, mode: Mode = "isolated") -> list[Row]:
     """Engines in the record's order, one row a measurement."""
-    ratios = {
-        ratio.other: ratio for ratio in record.ratios if (ratio.shape, ratio.mode) == (shape, mode)
-    }
     found = []
     for engine in working(record):
         for measured in engine.measurements:
-            if (measured.shape, measured.mode) != (shape, mode):
+            if not case.holds(measured, mode):
                 continue
             best = most(engine, measured)
             found.append(
@@ -211,36 +187,46 @@ def rows(record: Record, shape: str, mode: Mode = "isolated") -> list[Row]:
                     measured=measured,
                     images_per_second=best.images_per_second,
                     in_flight=best.in_flight,
-                    ratio=ratios.get(engine.label),
+                    ratio=ratio_of(record, engine.label, measured),
                     is_base=engine.label == base_label(record),
                 )
             )
     return found
 
 
+def ratio_of(record: Record, label: str, measured: Measurement) -> Ratio | None:
+    """The engine's ratio to the base in the same case, mode and number of requests in flight."""
+    case = Case(measured.shape, measured.threads)
+    same = (
+        ratio
+        for ratio in record.ratios
+        if ratio.other == label
+        and ratio.in_flight == measured.in_flight
+        and case.holds(ratio, measured.mode)
+    )
+    return next(same, None)
+
+
 def most(engine: EngineResult, measured: Measurement) -> Measurement:
-    """Of the saturated runs at the same shape the one with most images a second, `measured` where
+    """Of the saturated runs in the same case the one with most images a second, `measured` where
     none has more. What begins at the pixels has no saturated run."""
     if measured.mode != "isolated":
         return measured
-    same = (
-        other
-        for other in engine.measurements
-        if other.mode == "saturated" and other.shape == measured.shape
-    )
+    case = Case(measured.shape, measured.threads)
+    same = (other for other in engine.measurements if case.holds(other, "saturated"))
     return max((measured, *same), key=lambda found: found.images_per_second)
 
 
-def fastest(record: Record, shape: str) -> Row | None:
+def fastest(record: Record, case: Case) -> Row | None:
     """Least median of isolated requests."""
-    return min(rows(record, shape), key=lambda row: row.measured.host.median, default=None)
+    return min(rows(record, case), key=lambda row: row.measured.host.median, default=None)
 
 
-def points(record: Record, shape: str) -> list[Point]:
+def points(record: Record, case: Case) -> list[Point]:
     """Of the engines whose accuracy is known and not exact: they have a place on a log axis."""
     return [
         Point(row.engine.label, row.measured.host.median, row.engine.accuracy.relative_error)
-        for row in rows(record, shape)
+        for row in rows(record, case)
         if row.engine.accuracy is not None and row.engine.accuracy.relative_error > 0
     ]
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from rest_deploy.bench.record import BlockTime, Ceilings, EngineResult
 from rest_deploy.report import bench_rows as derived
+from rest_deploy.report import bench_words as words
 from rest_deploy.report import svg
-from rest_deploy.report.bench_rows import three
+from rest_deploy.report.bench_words import three
 from rest_deploy.report.markup import Markup
 from rest_deploy.report.plots import BOTTOM, LEFT, RIGHT, TOP, WIDTH, tick
 from rest_deploy.report.svg import Look
@@ -49,7 +50,7 @@ def stages(engine: EngineResult, longest: float, name: str) -> Markup:
     drawn: list[Markup] = []
     for index, (block, parts) in enumerate(blocks.items()):
         top = 10 + deep * index
-        drawn.append(svg.text(0, top + 12, derived.shorten(block, 10), kind="label"))
+        drawn.append(svg.text(0, top + 12, words.shorten(block, 10), kind="label"))
         at = 0.0
         for part in parts:
             said = f"{block}, {part.kind}: {three(part.ms)} ms" + (
@@ -61,7 +62,8 @@ def stages(engine: EngineResult, longest: float, name: str) -> Markup:
             at += part.ms
         floor = sum(part.floor_ms for part in parts)
         if floor:
-            drawn.append(svg.line(x(floor), top, x(floor), top + deep - 2, "floor"))
+            for kind in ("floor edge", "floor"):  # the edge keeps it apart from the pieces
+                drawn.append(svg.line(x(floor), top, x(floor), top + deep - 2, kind))
         drawn.append(svg.text(x(at) + 6, top + 12, three(at), kind="figure"))
     return svg.figure(
         name,
@@ -111,7 +113,10 @@ def roofline(engine: EngineResult, ceilings: Ceilings, look: Look, name: str) ->
         own = "roof own" if kind == engine.precision else "roof"
         said = f"{kind} {three(peak)} GFLOP/s"
         wide = svg.CHARACTER * len(said)
-        written.append((WIDTH - RIGHT - wide, y(peak) - 17, wide, 19))
+        written += [
+            (WIDTH - RIGHT - wide, y(peak) - 17, wide, 19),
+            (x(ridge), y(peak) - 2, WIDTH - x(ridge), 4),
+        ]
         roofs += [
             svg.polyline([(x(at), y(rate)) for at, rate in corners], own),
             svg.text(WIDTH - RIGHT, y(peak) - 5, said, "end", "figure"),

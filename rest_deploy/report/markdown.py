@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from rest_deploy.bench.record import Mode, Record
 from rest_deploy.report import bench_rows as derived
+from rest_deploy.report import bench_words as words
+from rest_deploy.report.bench_rows import Case
 
 NO_WIDTH = "\u200b"
 MODES: tuple[Mode, ...] = ("isolated", "end-to-end")
@@ -15,7 +17,7 @@ MODES: tuple[Mode, ...] = ("isolated", "end-to-end")
 def markdown(record: Record) -> str:
     """Headings, tables and lists; text of the record is escaped, so a label stays text.
 
-    Raises `InputError` for NaN outside the engines; inside, the engine is shown as failed.
+    Raises what `bench_rows.sound` does.
     """
     record = derived.sound(record)
     machine = record.environment
@@ -29,14 +31,14 @@ def markdown(record: Record) -> str:
         "",
         *_fence(record.command),
     ]
-    for shape in derived.shapes(record):
+    for case in derived.cases(record):
         for mode in MODES:
-            if derived.rows(record, shape, mode):
-                lines += ["", f"### {shape}, {mode}", "", *_latency(record, shape, mode)]
-        saturated = derived.rows(record, shape, "saturated")
+            if derived.rows(record, case, mode):
+                lines += ["", f"### {case}, {mode}", "", *_latency(record, case, mode)]
+        saturated = derived.rows(record, case, "saturated")
         if saturated:
-            lines += ["", f"### {shape}, several requests in flight", "", *_throughput(saturated)]
-    lines += ["", f"{text(derived.VERDICT_LEGEND)}. {text(derived.THROUGHPUT_LEGEND)}. Error and "
+            lines += ["", f"### {case}, several requests in flight", "", *_throughput(saturated)]
+    lines += ["", f"{text(words.VERDICT_LEGEND)}. {text(words.THROUGHPUT_LEGEND)}. Error and "
               "agreement: logits against PyTorch in float64."]  # fmt: skip
     failed = [f"- failed: {text(label)}: {text(why)}" for label, why in derived.failures(record)]
     warned = [f"- warning: {text(warning)}" for warning in derived.warnings(record)]
@@ -47,23 +49,23 @@ def markdown(record: Record) -> str:
 
 def text(value: str) -> str:
     """Plain text in Markdown: nothing of it is markup, HTML, a mention or a link."""
-    escaped = re.sub(r"([\\`*_\[\]#|<>&~$])", r"\\\1", derived.plain(value))
+    escaped = re.sub(r"([\\`*_\[\]#|<>&~$])", r"\\\1", words.plain(value))
     # GitHub mentions after "@" and links bare addresses however they are escaped: a space of no
     # width breaks both.
     return escaped.replace("@", f"@{NO_WIDTH}").replace("://", f":{NO_WIDTH}//")
 
 
-def _latency(record: Record, shape: str, mode: Mode) -> list[str]:
+def _latency(record: Record, case: Case, mode: Mode) -> list[str]:
     header = ("engine", "precision", "median ms", "noise", "p90 ms", "p99 ms", "N", "img/s",
               "ratio", "verdict", "error", "agreement")  # fmt: skip
     rows = []
-    for row in derived.rows(record, shape, mode):
+    for row in derived.rows(record, case, mode):
         host, accuracy = row.measured.host, row.engine.accuracy
         rows.append((
-            text(row.engine.label), text(row.engine.precision), derived.three(host.median),
-            f"±{row.measured.noise:.1%}", derived.three(host.p90), derived.p99(row.measured),
-            str(host.n), derived.three(row.images_per_second),
-            derived.interval(row.ratio) if row.ratio else "base" if row.is_base else "",
+            text(row.engine.label), text(row.engine.precision), words.three(host.median),
+            f"±{row.measured.noise:.1%}", words.three(host.p90), derived.p99(row.measured),
+            str(host.n), words.three(row.images_per_second),
+            words.interval(row.ratio) if row.ratio else "base" if row.is_base else "",
             row.ratio.verdict if row.ratio else "",
             f"{accuracy.relative_error:.1e}" if accuracy else "",
             f"{accuracy.agreement:.1%}" if accuracy else "",
@@ -72,10 +74,12 @@ def _latency(record: Record, shape: str, mode: Mode) -> list[str]:
 
 
 def _throughput(rows: Sequence[derived.Row]) -> list[str]:
-    header = ("engine", "in flight", "img/s", "median ms", "p99 ms", "N")
+    header = ("engine", "in flight", "img/s", "ratio", "verdict", "median ms", "p99 ms", "N")
     return table(header, [
         (text(row.engine.label), str(row.measured.in_flight),
-         derived.three(row.measured.images_per_second), derived.three(row.measured.host.median),
+         words.three(row.measured.images_per_second),
+         words.interval(row.ratio) if row.ratio else "", row.ratio.verdict if row.ratio else "",
+         words.three(row.measured.host.median),
          derived.p99(row.measured), str(row.measured.host.n))
         for row in rows
     ], left=1)  # fmt: skip
@@ -95,4 +99,4 @@ def _fence(command: str) -> list[str]:
     """A code block whose fence is longer than any run of backticks inside."""
     inside = max((len(run) for run in re.findall("`+", command)), default=0)
     fence = "`" * max(3, inside + 1)
-    return [f"{fence}sh", derived.plain(command), fence]
+    return [f"{fence}sh", words.plain(command), fence]

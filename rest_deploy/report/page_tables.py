@@ -2,92 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-from rest_deploy.bench.record import EngineResult, Environment, Measurement, Record
+from rest_deploy.bench.record import EngineResult, Environment, Measurement, Ratio, Record
 from rest_deploy.report import bench_rows as derived
+from rest_deploy.report import bench_words as words
 from rest_deploy.report import breakdown
-from rest_deploy.report.bench_rows import three
+from rest_deploy.report.bench_rows import Case
+from rest_deploy.report.bench_words import three
 from rest_deploy.report.markup import Content, Markup, element
+from rest_deploy.report.page_grid import EMPTY, Cell, engine_name, grid
 from rest_deploy.report.plots import Looks
-from rest_deploy.report.svg import Look, marker
-
-
-@dataclass(frozen=True)
-class Cell:
-    """`value`: what a column is sorted by; `kind`: its class in page.css."""
-
-    content: Content
-    value: float | None = None
-    kind: str = ""
-
-
-EMPTY = Cell("")
-
-
-def grid(
-    caption: str,
-    header: Sequence[Content],
-    rows: Iterable[tuple[Content, Sequence[Cell], Look | None]],
-    *,
-    kind: str = "",
-    sortable: bool = False,
-) -> Markup:
-    """A table with a caption, in a box of its own that scrolls. rows: (row header, cells, look of
-    the engine that the row is about)."""
-    head = element("tr", [element("th", cell, scope="col") for cell in header])
-    body = [
-        element(
-            "tr",
-            element("th", name, scope="row"),
-            [
-                element("td", cell.content, class_=cell.kind or None, data_v=_exact(cell.value))
-                for cell in cells
-            ],
-            data_engine=None if look is None else str(look.index),
-        )
-        for name, cells, look in rows
-    ]
-    table = element(
-        "table",
-        element("caption", element("span", caption)),
-        element("thead", head),
-        element("tbody", body),
-        class_=kind.replace("tall", "").strip() or None,
-        data_sort=sortable or None,
-    )
-    box = "scroll tall" if "tall" in kind else "scroll"
-    return element("div", table, class_=box, tabindex="0", role="region", aria_label=caption)
-
-
-def _exact(value: float | None) -> str | None:
-    """Not rounded: an error of 1e-7 is not one of 2e-7."""
-    return None if value is None else f"{value:.9g}"
-
-
-def key(look: Look) -> Markup:
-    """The engine's mark, as in the plots."""
-    return element("svg", marker(look, 0, 0), class_="key", viewBox="-7 -7 14 14",
-                   aria_hidden="true")  # fmt: skip
-
-
-def engine_name(engine: EngineResult, looks: Looks) -> Markup:
-    return element("span", key(looks[engine.label]), " ", engine.label)
+from rest_deploy.report.svg import Look
 
 
 def overview(record: Record, looks: Looks) -> Markup:
-    """Accuracy and latency side by side: one row an engine, one column a shape."""
-    shapes = derived.shapes(record, "isolated")
-    found = {
-        (row.engine.label, shape): row
-        for shape in shapes
-        for row in reversed(derived.rows(record, shape))
-    }
+    """Accuracy and latency side by side: one row an engine, one column a case."""
+    cases = derived.cases(record, "isolated")
+    found = {(row.engine.label, case): row for case in cases for row in derived.rows(record, case)}
     rows = []
     for engine in derived.working(record):
         accuracy = engine.accuracy
-        size = derived.megabytes(engine.size_bytes)
+        size = words.megabytes(engine.size_bytes)
         cells = [
             Cell(
                 (engine.precision, element("small", size)) if size else engine.precision,
@@ -96,21 +32,20 @@ def overview(record: Record, looks: Looks) -> Markup:
             *(
                 (
                     Cell(f"{accuracy.relative_error:.1e}", accuracy.relative_error),
-                    Cell(derived.share(accuracy.agreement), accuracy.agreement),
+                    Cell(words.share(accuracy.agreement), accuracy.agreement),
                     Cell(f"{accuracy.kl:.1e}", accuracy.kl),
                 )
                 if accuracy
                 else (Cell("unknown"), EMPTY, EMPTY)
             ),
         ]
-        for shape in shapes:
-            cells.append(_latency(found, engine.label, shape, looks))
+        cells += [_latency(found, engine.label, case, looks) for case in cases]
         rows.append((engine_name(engine, looks), cells, looks[engine.label]))
     header = ["engine", "precision, file", "relative error", "same top-1", "KL, nats"]
     return grid(
         f"Error of the logits and agreement against PyTorch in float64{_images(record)}; median "
-        f"latency in ms of isolated requests, and {derived.VERDICT_LEGEND}.",
-        [*header, *shapes],
+        f"latency in ms of isolated requests, and {words.VERDICT_LEGEND}.",
+        [*header, *map(str, cases)],
         rows,
         sortable=True,
     )
@@ -122,12 +57,12 @@ def _images(record: Record) -> str:
 
 
 def _latency(
-    found: Mapping[tuple[str, str], derived.Row], label: str, shape: str, looks: Looks
+    found: Mapping[tuple[str, Case], derived.Row], label: str, case: Case, looks: Looks
 ) -> Cell:
-    row = found.get((label, shape))
+    row = found.get((label, case))
     if row is None:
         return EMPTY
-    medians = [other.measured.host.median for (_, at), other in found.items() if at == shape]
+    medians = [other.measured.host.median for (_, at), other in found.items() if at == case]
     median = row.measured.host.median
     part = f"--part:{100 * median / max(medians):.1f}%" if max(medians) > 0 else "--part:0"
     verdict = row.ratio.verdict if row.ratio else ""
@@ -135,7 +70,7 @@ def _latency(
     if row.ratio:
         said = (
             element("small", f"{row.ratio.ratio:.2f} ",
-                    element("span", derived.VERDICTS[verdict], class_=verdict.split()[0])),
+                    element("span", words.VERDICTS[verdict], class_=verdict.split()[0])),
             element("small", f"{row.ratio.low:.2f} to {row.ratio.high:.2f}"),
         )  # fmt: skip
     meter = element(
@@ -148,10 +83,14 @@ def _latency(
 def measurements(record: Record, looks: Looks) -> Markup:
     """Everything that was measured, as it was stored."""
     header = ("engine", "shape", "mode", "in flight", "threads", "N", "min", "median", "noise",
-              "mean", "p90", "p95", "p99", "max", "CoV", "outliers", "images/s",
+              "mean", "p90", "p95", "p99", "max", "CoV", "outliers", "images/s", "ratio",
               "stopped by")  # fmt: skip
     rows = [
-        (engine_name(engine, looks), _measured(found), looks[engine.label])
+        (
+            engine_name(engine, looks),
+            _measured(found, derived.ratio_of(record, engine.label, found)),
+            looks[engine.label],
+        )
         for engine in derived.working(record)
         for found in engine.measurements
     ]
@@ -165,7 +104,7 @@ def measurements(record: Record, looks: Looks) -> Markup:
     )
 
 
-def _measured(found: Measurement) -> list[Cell]:
+def _measured(found: Measurement, ratio: Ratio | None) -> list[Cell]:
     host = found.host
     tail = derived.p99(found)
     return [
@@ -182,8 +121,41 @@ def _measured(found: Measurement) -> list[Cell]:
         Cell(f"{host.cov:.1%}", host.cov),
         Cell(str(found.outliers), found.outliers),
         Cell(three(found.images_per_second), found.images_per_second),
+        Cell(words.interval(ratio), ratio.ratio) if ratio else EMPTY,
         Cell(found.stopped_by, kind="wide"),
     ]
+
+
+def devices(record: Record, looks: Looks) -> Markup | None:
+    """What the GPU's own events say of each measurement. None where nothing ran on one."""
+    found = [
+        (engine, measured)
+        for engine in derived.working(record)
+        for measured in engine.measurements
+        if measured.device
+    ]
+    parts = derived.union([list(measured.device) for _, measured in found])
+    rows = []
+    for engine, measured in found:
+        cells = [
+            Cell(str(derived.Case(measured.shape, measured.threads))),
+            Cell(measured.mode, kind="left"),
+            Cell(str(measured.in_flight), measured.in_flight),
+            Cell(three(measured.host.median), measured.host.median),
+        ]
+        for part in parts:
+            spread = measured.device.get(part)
+            cells.append(EMPTY if spread is None else Cell(three(spread.median), spread.median))
+        rows.append((engine_name(engine, looks), cells, looks[engine.label]))
+    if not rows:
+        return None
+    return grid(
+        "Medians in ms: wall clock on the host, and between the GPU's events; h2d and d2h copy the "
+        "images in and the logits out, enqueue is the host's time to hand the work over.",
+        ["engine", "shape", "mode", "in flight", "host", *parts],
+        rows,
+        sortable=True,
+    )
 
 
 def starts(record: Record, looks: Looks) -> Markup | None:
@@ -196,7 +168,7 @@ def starts(record: Record, looks: Looks) -> Markup | None:
         times = (start.import_ms, start.load_ms, start.first_ms, start.total_ms)
         peaks = (start.peak_bytes, engine.peak_bytes)
         cells = [Cell(three(value), value) for value in times]
-        cells += [Cell(derived.megabytes(size), size) for size in peaks]
+        cells += [Cell(words.megabytes(size), size) for size in peaks]
         rows.append((engine_name(engine, looks), cells, looks[engine.label]))
     if not rows:
         return None
@@ -234,28 +206,6 @@ def fractions(engines: Sequence[EngineResult], looks: Looks) -> Markup | None:
     )
 
 
-def heat(
-    caption: str,
-    corner: str,
-    values: Mapping[tuple[str, str], float],
-    down: Sequence[str],
-    across: Sequence[str],
-) -> Markup:
-    """(row, column) -> positive value, shaded on a logarithmic scale."""
-    low, high = breakdown.extremes(values)
-    rows: list[tuple[Content, list[Cell], Look | None]] = []
-    for name in down:
-        cells = []
-        for column in across:
-            value = values.get((name, column))
-            cells.append(
-                EMPTY if value is None
-                else Cell(f"{value:.1e}", value, f"s{breakdown.shade(value, low, high)}")
-            )  # fmt: skip
-        rows.append((name, cells, None))
-    return grid(caption, [corner, *across], rows, kind="heat small")
-
-
 def environment(machine: Environment, record: Record) -> Markup:
     """The machine and its state, as a list of facts."""
     facts = [
@@ -289,6 +239,6 @@ def ceilings(record: Record) -> list[tuple[str, str]]:
         return []
     peaks = ", ".join(f"{kind} {three(peak)}" for kind, peak in found.gemm_gflops.items())
     return [
-        ("reached by a large GEMM", f"{peaks} GFLOP/s, {found.threads} threads"),
+        ("reached by a large GEMM", f"{peaks} GFLOP/s, {found.threads or 'all'} threads"),
         ("reached by a copy", f"{three(found.copy_gb_per_s)} GB/s"),
     ]

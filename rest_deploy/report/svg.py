@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from rest_deploy.report.bench_rows import shorten
+from rest_deploy.report.bench_words import shorten
 from rest_deploy.report.markup import Content, Markup, element, number
 
 CHARACTER = 6.4
@@ -178,7 +178,8 @@ def labels(
     longest: int = 22,
     also: Sequence[Box] = (),
 ) -> list[Markup]:
-    """A name beside each mark, where it meets no mark and no other name if there is such a place.
+    """A name beside each mark, where it meets no mark and no other name if there is such a place:
+    best above at the right, where a front that falls to the right does not pass.
 
     A name without a place is left to the mark's title. also: what else names may not cover.
     """
@@ -188,9 +189,9 @@ def labels(
         shown = shorten(words, longest)
         wide = CHARACTER * len(shown)
         for left, middle, anchor in (
-            (x + 9, y, "start"), (x - 9 - wide, y, "end"), (x - wide / 2, y - 13, "middle"),
-            (x - wide / 2, y + 13, "middle"), (x + 6, y - 12, "start"), (x + 6, y + 12, "start"),
-            (x - 6 - wide, y - 12, "end"), (x - 6 - wide, y + 12, "end"),
+            (x + 7, y - 11, "start"), (x - 9 - wide, y, "end"), (x + 9, y, "start"),
+            (x - wide / 2, y - 13, "middle"), (x - wide / 2, y + 13, "middle"),
+            (x + 7, y + 11, "start"), (x - 7 - wide, y + 11, "end"), (x - 7 - wide, y - 11, "end"),
             (x - wide / 2, y - 26, "middle"), (x - wide / 2, y + 26, "middle"),
         ):  # fmt: skip
             box = (left, middle - 6.5, wide, 13)

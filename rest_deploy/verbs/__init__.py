@@ -1,5 +1,6 @@
 """The functions behind the commands: each composes stages and returns one frozen report."""
 
+from rest_deploy.verbs.bench import BenchReport, BenchWishes, bench
 from rest_deploy.verbs.build import (
     BuildReport,
     EnginePlan,
@@ -19,12 +20,14 @@ from rest_deploy.verbs.profile import profile
 from rest_deploy.verbs.progress import Counter, Progress, silent, uncounted
 from rest_deploy.verbs.provider import ProviderWishes, check_backend
 from rest_deploy.verbs.refit import RefitReport, refit
-from rest_deploy.verbs.report import page_path, read_record
+from rest_deploy.verbs.report import page_path
 from rest_deploy.verbs.sensitivity import SensitivityReport, sensitivity
 from rest_deploy.verbs.variants import VariantRow, VariantTable, variants
 from rest_deploy.verbs.verify import open_session, verify
 
 __all__ = [
+    "BenchReport",
+    "BenchWishes",
     "BuildReport",
     "CalibrationReport",
     "Counter",
@@ -43,6 +46,7 @@ __all__ = [
     "VariantRow",
     "VariantTable",
     "Wishes",
+    "bench",
     "build_engine",
     "calibrate",
     "check_backend",
@@ -57,7 +61,6 @@ __all__ = [
     "plan_engine",
     "profile",
     "quantize",
-    "read_record",
     "refit",
     "sensitivity",
     "silent",

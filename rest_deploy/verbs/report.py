@@ -1,31 +1,10 @@
-"""A stored bench record, read back."""
+"""Where the page of a bench record goes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
-from rest_deploy.bench.record import Record
-from rest_deploy.errors import ArtifactError, InputError
-
-MEASURE = "rest-deploy bench writes a record"
-
-
-def read_record(file: Path) -> Record:
-    """The record that `rest-deploy bench` wrote.
-
-    Raises `ArtifactError` for a file that is missing or no record of this version: a NaN is null in
-    JSON, and refused with the place where it stands.
-    """
-    if not file.is_file():
-        raise ArtifactError(f"no such record: {file}", hint=MEASURE)
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=Record)
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise ArtifactError(
-            f"{file} is not a bench record of this version: {error}", hint=MEASURE
-        ) from error
+from rest_deploy.errors import InputError
 
 
 def page_path(record: Path, wanted: Path | None) -> Path:

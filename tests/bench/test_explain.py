@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from rest_deploy.bench.ceilings import Runtime
 from rest_deploy.bench.explain import examine, explain, opened
@@ -14,7 +18,7 @@ from rest_deploy.cards import load_card
 from rest_deploy.contracts import Dims
 from rest_deploy.engine import onnxruntime_profile
 from rest_deploy.engine.executed import Executed, Kernel
-from rest_deploy.errors import ArtifactError, RestDeployError, ShapeError, installed
+from rest_deploy.errors import ArtifactError, InputError, RestDeployError, ShapeError, installed
 from rest_deploy.model import cost
 
 SHAPE: Dims = (2, 3, 64, 96)
@@ -88,3 +92,59 @@ def test_refusals(
     (tmp_path / "broken.onnx").write_bytes(b"\xff" * 9)
     with pytest.raises(error, match=words):
         opened(tmp_path / name, shape)
+
+
+def test_a_graph_that_cannot_be_counted_is_timed(exported_nano: Path, tmp_path: Path) -> None:
+    """As other tools write them: a name that inference does not know, here a domain's."""
+    model = onnx.load(exported_nano)
+    last = next(node for node in model.graph.node if node.op_type == "Gemm")
+    last.input[0] = "doubled"
+    foreign = helper.make_node(
+        "BiasGelu", ["ReduceMean.out", "zero"], ["doubled"], name="s", domain="com.microsoft"
+    )
+    model.graph.node.insert(len(model.graph.node) - 1, foreign)
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(128, np.float32), "zero"))
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    path = tmp_path / "strange.onnx"
+    onnx.save(model, path)
+    found = examine(path, SHAPE, 1, ceilings=HIGH, seconds=0)
+    assert found.kernel_ms > 0
+    assert {(time.block, time.flops, time.floor_ms) for time in found.blocks} == {("other", 0, 0)}
+    assert {"gemm", "conv"} <= {time.kind for time in found.blocks}
+    words = "neither FLOPs nor bytes are known: the shape of doubled is not known"
+    assert any(warning.startswith(words) for warning in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("built", "backend", "expected"),
+    [
+        ({}, None, ("onnxruntime", "f32")),
+        ({"backend": "openvino"}, None, ("openvino", "f32")),
+        ({"backend": "openvino", "precision": "bf16"}, None, ("openvino", "bf16")),
+        ({"backend": "openvino", "rest": "bf16"}, None, ("openvino", "bf16")),
+        ({"backend": "openvino"}, "onnxruntime", ("onnxruntime", "f32")),
+        ({"provider": "cpu"}, "openvino", ("openvino", "f32")),
+    ],
+)
+def test_the_runtime_that_a_file_was_built_for(
+    exported_nano: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    built: dict[str, str],
+    backend: Runtime | None,
+    expected: tuple[str, str],
+) -> None:
+    sidecar_with(monkeypatch, built)
+    source = opened(exported_nano, SHAPE, backend)
+    assert (source.runtime, source.inference) == expected
+
+
+def test_a_file_for_a_gpu_is_refused(exported_nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sidecar_with(monkeypatch, {"provider": "cuda"})
+    with pytest.raises(InputError, match="built for ONNX Runtime's cuda provider"):
+        opened(exported_nano, SHAPE)
+
+
+def sidecar_with(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str]) -> None:
+    values = {"backend": "onnxruntime", "precision": "int8", "rest": "", "provider": ""} | changes
+    sidecar = SimpleNamespace(build=SimpleNamespace(**values))
+    monkeypatch.setattr("rest_deploy.bench.explain.read_sidecar", lambda _path: sidecar)

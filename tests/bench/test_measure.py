@@ -438,6 +438,28 @@ def test_warm_up_until_steady(run: Run, clock: FakeClock) -> None:
     assert not any("warm-up" in warning for warning in measurement.warnings)
 
 
+def test_warm_up_takes_its_time(run: Run, clock: FakeClock) -> None:
+    """A GPU's clock rises within 0.2 s: ten steady runs of a fast engine are no warm-up."""
+
+    def rising() -> Iterator[float]:
+        while True:
+            yield 1.0 if clock() < 150e6 else 0.5
+
+    measurement = only(run({"a": FakeEngine(clock, rising())}).engines[0])
+    assert measurement.host.max == 0.5
+
+
+@pytest.mark.parametrize(("milliseconds", "uncounted"), [(400.0, 6), (600.0, 1)])
+def test_long_runs_are_not_thrown_away(
+    run: Run, clock: FakeClock, milliseconds: float, uncounted: int
+) -> None:
+    engine = FakeEngine(clock, milliseconds)
+    measurement = only(run({"a": engine}, limits=Limits(max_seconds=1.0)).engines[0])
+    assert measurement.host.n == 6
+    warm = -(-2000 // milliseconds)
+    assert engine.runs == INPUTS + warm + uncounted + 6
+
+
 def test_never_steady(run: Run, clock: FakeClock) -> None:
     times = (10.0 * 1.05**index for index in range(10_000))
     measurement = only(run({"a": FakeEngine(clock, times)}).engines[0])
@@ -474,7 +496,7 @@ def test_collection_is_off_while_sampling(run: Run, clock: FakeClock) -> None:
 
     class Looking(FakeEngine):
         def run(self, images: Float32, /) -> Float32:
-            if self.runs > 100:
+            if self.runs > 250:
                 states.add(gc.isenabled())
             return super().run(images)
 

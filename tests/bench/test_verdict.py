@@ -26,11 +26,11 @@ VNNI = ("avx2", "avx512_vnni")
 
 
 def measured(
-    ms: float, batch: int = 1, mode: Mode = "isolated", noise: float = 0.01
+    ms: float, batch: int = 1, mode: Mode = "isolated", noise: float = 0.01, threads: int = 0
 ) -> Measurement:
     spread = Spread(n=100, min=ms, max=ms, mean=ms, median=ms, p90=ms, p95=ms, p99=ms, cov=0.0)
     return Measurement(
-        batch=batch, height=224, width=224, mode=mode, threads=0, in_flight=1, host=spread,
+        batch=batch, height=224, width=224, mode=mode, threads=threads, in_flight=1, host=spread,
         samples=(ms,), images_per_second=batch / ms * 1e3, noise=noise, stopped_by="test",
     )  # fmt: skip
 
@@ -199,12 +199,25 @@ def test_ratios_to_a_third_engine() -> None:
         )
     ]  # fmt: skip
     assert "level with FP32 on ONNX Runtime" in advise([third, FLOAT, near], ratios)
-    sure = [msgspec_replace(ratio, low=ratio.ratio, high=ratio.ratio) for ratio in ratios]
+    sure = [msgspec.structs.replace(ratio, low=ratio.ratio, high=ratio.ratio) for ratio in ratios]
     assert "level" not in advise([third, FLOAT, near], sure)
 
 
-def msgspec_replace(ratio: Ratio, **changes: float) -> Ratio:
-    return msgspec.structs.replace(ratio, **changes)
+def test_one_setting_at_a_time() -> None:
+    """Ratios of another number of threads, or at another shape, say nothing of this one."""
+    plain, quick = (
+        engine(label, precision, 1, measurements=(*all_cores, measured(one, threads=1)))
+        for label, precision, all_cores, one in (
+            ("onnxruntime a", "fp32", (measured(8.0), measured(2.0, batch=8)), 9.0),
+            ("openvino b", "int8", (measured(4.0), measured(9.0, batch=8)), 10.0),
+        )
+    )
+    alone = msgspec.structs.replace(TWICE, threads=1, ratio=0.9, low=0.8, high=0.95)
+    said = advise([plain, quick], [alone, TWICE])
+    assert "Deploy INT8 on OpenVINO: 2x FP32 on ONNX Runtime at batch 1 (4.00 ms" in said
+    more = engine("openvino c", "int8", 1, measurements=(measured(10.0, threads=1),))
+    said = advise([plain, quick, more], [alone, TWICE])
+    assert said.startswith("Deploy FP32 on ONNX Runtime"), "one thread is what all were measured at"
 
 
 def both(label: str, precision: str, ms: float, saturated: float) -> EngineResult:
@@ -253,6 +266,7 @@ def test_int8_that_gains_nothing_and_its_blocks() -> None:
     )
     blind = engine("onnxruntime i", "int8", 8.1, size_bytes=2_800_000)
     assert advise([FLOAT, blind], level).endswith("where its time goes was not profiled.")
+    assert advise([FLOAT, slow], level, features=()).endswith("norm 10%)."), "none are known"
     faster = [against("onnxruntime a", "onnxruntime i", 1.5)]
     assert "is not faster" not in advise([FLOAT, slow], faster, features=("avx2",))
 

@@ -66,10 +66,12 @@ def test_fused_nodes_go_by_name_else_by_result() -> None:
 
 def test_readers_follow_the_optimized_graph() -> None:
     times = [(node.name, 2.0, 1.0) for node in OPTIMIZED.node]
-    found = kernels_of(OPTIMIZED, ORIGINAL, [*times, ("unknown", 3.0, 3.0)])
+    found = kernels_of(OPTIMIZED, ORIGINAL, [*times, ("Erf_3", 3.0, 3.0)])
     assert [kernel.readers for kernel in found] == [
         ("ReorderOutput_token_1",), ("BiasGelu",), (), (),
     ]  # fmt: skip
+    inlined = kernels_of(OPTIMIZED, ORIGINAL, [("Erf_3", 3.0, 3.0), *times])
+    assert inlined[0].readers == ("r_nchwc",), "what is not in the graph is read by what runs next"
     assert [(kernel.ms, kernel.best_ms) for kernel in found][-2:] == [(2.0, 1.0), (3.0, 3.0)]
 
 
@@ -78,3 +80,9 @@ def test_integer_kernels_are_named() -> None:
         [helper.make_node("MatMulIntegerToFloat", ["x", "w"], ["y"], name="m")], "g", [], []
     )
     assert kernels_of(integer, ORIGINAL, [("m", 1.0, 1.0)])[0].precision == "int8"
+
+
+def test_kernels_between_inserted_casts() -> None:
+    name = "InsertedPrecisionFreeCast_r_nchwc"
+    cast = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"], name=name)], "g", [], [])
+    assert parts_of(cast, ORIGINAL) == {name: ("stem.conv1.Conv",)}
