@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -106,8 +106,11 @@ BACKENDS: tuple[Backend, ...] = (
 NAMES: tuple[str, ...] = tuple(backend.name for backend in BACKENDS)
 
 
-def choose(wanted: str, precision: Precision) -> Choice:
-    """`wanted`: a name, or "auto" for the best that builds this precision here.
+def choose(
+    wanted: str, precision: Precision, unfit: Mapping[BackendName, str] | None = None
+) -> Choice:
+    """`wanted`: a name, or "auto" for the best that builds this precision here. unfit: those that
+    "auto" is not to take for this model, and why.
 
     Raises `MissingDependencyError` when a named backend cannot, or none can.
     """
@@ -121,7 +124,7 @@ def choose(wanted: str, precision: Precision) -> Choice:
         if reason is None and precision not in backend.precisions:
             reason = f"it does not compute in {precision}{backend.others}"
         if reason is None and wanted == "auto":
-            reason = backend.why_not_by_itself()
+            reason = (unfit or {}).get(backend.name) or backend.why_not_by_itself()
         if reason is None:
             return Choice(backend.name, tuple(passed_over))
         passed_over.append((backend.name, reason))

@@ -77,7 +77,11 @@ def build_engine(
     raises; then nothing is written but the calibration table, the builder's log and the provider's
     cache.
     """
-    choice = provider.choose_with(through, backend, request.precision)
+    fresh = False
+    if backend == "auto" and request.precision == "int8":
+        fresh = open_export(model, workspace).metadata.weights.kind == "fresh"
+    unfit = openvino.unfit(request.precision, fresh=fresh)
+    choice = provider.choose_with(through, backend, request.precision, unfit)
     return _build(model, request, workspace, choice, progress, counter, wishes, through)
 
 
@@ -198,8 +202,7 @@ def _build(
             words = f"planned {len(planned.options.profiles)} profiles, about {needs / 1e6:.0f} MB"
             progress(f"{words} of scratch memory", time.monotonic() - started)
     data = gate_data(metadata, request.gate_data, request.gate_images) if request.gate else None
-    fresh = metadata.weights.kind == "fresh"
-    wanted = openvino.with_recipe(request, backend, fresh=fresh)
+    wanted = openvino.with_recipe(request, backend)
     made = make(source, wanted, rest, workspace, progress, counter, typed=not on_openvino)
     if choice is not None and route is None:
         made = adapt(made, source.path, choice.backend, workspace)

@@ -14,13 +14,12 @@ from rest_deploy.cards import load_card
 from rest_deploy.contracts import InstanceNormForm, Struct
 from rest_deploy.engine.backends import choose
 from rest_deploy.errors import InputError
-from rest_deploy.verbs import engine
+from rest_deploy.verbs import engine, openvino
 from rest_deploy.verbs.build import build_engine
 from rest_deploy.verbs.calibrate import calibrate
 from rest_deploy.verbs.export import export
 from rest_deploy.verbs.ledger import Ledger, key_of
 from rest_deploy.verbs.make import Request
-from rest_deploy.verbs.openvino import with_recipe
 from rest_deploy.verbs.progress import Counter, Progress, silent, uncounted
 
 LEDGER = "deploy.json"
@@ -111,7 +110,8 @@ def deploy(
     Raises what `export`, `calibrate` and `build_engine` raise; steps before the failed one stay.
     """
     started = time.monotonic()
-    choice = choose(backend, request.precision)  # before anything is done in vain
+    unfit = openvino.unfit(request.precision, fresh=wanted.checkpoint is None)
+    choice = choose(backend, request.precision, unfit)  # before anything is done in vain
     run = _Run(Ledger(workspace / LEDGER), progress)
     tools = _versions()
     weights = _file_hash(wanted.checkpoint, "checkpoint")
@@ -137,7 +137,7 @@ def deploy(
     model = run.step("export", key, exported)
     table = None
     if request.precision in ("int8", "fp8") and request.table is None:
-        own = with_recipe(request, choice.backend, fresh=wanted.checkpoint is None)
+        own = openvino.with_recipe(request, choice.backend)
         table = _calibrated(model, own, workspace, run, counter)
 
     def built() -> Path:

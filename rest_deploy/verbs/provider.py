@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,14 +65,19 @@ def check_backend(wishes: ProviderWishes, backend: str) -> None:
                 )
 
 
-def choose_with(wishes: ProviderWishes, backend: str, precision: Precision) -> Choice:
+def choose_with(
+    wishes: ProviderWishes,
+    backend: str,
+    precision: Precision,
+    unfit: Mapping[BackendName, str] | None = None,
+) -> Choice:
     """`choose`, and for a provider that is not the CPU's: is it here, does it compute in that?
 
     Raises `InputError`, `MissingDependencyError`.
     """
     check_backend(wishes, backend)
     if wishes.provider in ("", "cpu"):
-        return choose(backend, precision)
+        return choose(backend, precision, unfit)
     provider = providers.known(wishes.provider)
     if precision not in provider.precisions:
         raise InputError(

@@ -110,3 +110,13 @@ def test_nothing_computes_in_it(machine: Machine) -> None:
 def test_an_unknown_name(machine: Machine) -> None:
     with pytest.raises(InputError, match="unknown backend 'tpu'; there are auto, tensorrt"):
         choose("tpu", "int8")
+
+
+def test_a_model_that_a_backend_does_not_fit(machine: Machine) -> None:
+    """For `auto` only: who asks for it by name gets it, and the gate's word on it."""
+    machine("openvino", "onnxruntime")
+    unfit: dict[Any, str] = {"openvino": "loses untrained weights"}
+    found = choose("auto", "int8", unfit)
+    assert found.backend == "onnxruntime"
+    assert dict(found.passed_over)["openvino"] == "loses untrained weights"
+    assert choose("openvino", "int8", unfit).backend == "openvino"
