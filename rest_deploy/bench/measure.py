@@ -22,7 +22,7 @@ from rest_deploy.bench.plan import INPUTS, Comparison, Measured, Plan, Point, Su
 from rest_deploy.bench.record import Measurement, Ratio
 from rest_deploy.bench.stopping import judge
 from rest_deploy.bench.timers import STEADY, Clock, Engine
-from rest_deploy.bench.turns import Turns, caller
+from rest_deploy.bench.turns import Turns, caller, inputs_at
 from rest_deploy.errors import InputError, RestDeployError, ShapeError
 
 Progress = Callable[[str, int, int, str], None]
@@ -111,6 +111,7 @@ def _point(
     """Rounds until every engine's rule has fired. Label -> times, of the engines that held out."""
     turns: dict[str, Turns] = {}
     racing: list[_Entrant] = []
+    inputs = inputs_at(point, plan)
     with ExitStack() as stack:
         pool = None
         if point.mode == "saturated":
@@ -120,7 +121,7 @@ def _point(
                 continue
             with _failing(entrant, point):
                 answers = Answers(inputs=INPUTS, batch=point.batch, classes=plan.classes)
-                call = caller(entrant.engine, point, plan)
+                call = caller(entrant.engine, point, plan, inputs)
                 found = Turns(entrant.subject.label, point, call, answers, clock)
                 found.prepare(plan, pool)
                 turns[found.label] = found
@@ -147,7 +148,10 @@ def _turn(turns: Turns, plan: Plan, pool: ThreadPoolExecutor | None, *, alone: b
     """One block, and whether it was the last that is needed."""
     started, running = turns.clock(), turns.running
     turns.turn(plan, pool)
-    if turns.stop is None:
+    # Sorting thousands of samples after each block would cost more than it tells.
+    more = len(turns.samples) >= 1.05 * turns.judged or turns.busy >= plan.limits.max_seconds
+    if turns.stop is None and more:
+        turns.judged = len(turns.samples)
         stop = judge(turns.samples, turns.busy, plan.limits)
         # A ratio wants rounds as well as samples; time ends it as soon as it has an interval.
         rounds = statistics.LEAST if stop is not None and stop.rule == "time" else plan.min_rounds

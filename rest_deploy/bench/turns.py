@@ -44,7 +44,8 @@ class Turns:
     rounds: one value a turn, ms for one request: the median of its runs; saturated: wall time for
     each. finished, wall: of saturated turns, requests and the seconds they took at full load.
     busy: seconds of the samples. running, harness: seconds of turns that were inference, counted or
-    not, and that were not.
+    not, and that were not. settled: whether the warm-up ended with steady times. judged: samples
+    when a stopping rule was last asked.
     """
 
     label: str
@@ -61,6 +62,7 @@ class Turns:
     running: float = 0.0
     harness: float = 0.0
     settled: bool = False
+    judged: int = 0
     stop: Stop | None = None
 
     def prepare(self, plan: Plan, pool: ThreadPoolExecutor | None) -> None:
@@ -190,12 +192,21 @@ def full_load(workers: Sequence[Sequence[tuple[int, int]]]) -> tuple[int, float]
     return sum(map(len, workers)), (last - first) / 1e9
 
 
-def caller(engine: Engine, point: Point, plan: Plan) -> Callable[[int], Answered]:
+def inputs_at(point: Point, plan: Plan) -> Sequence[Float32]:
+    """What all engines get at a point: the same arrays, since where one lies in memory can make a
+    difference of a percent. Empty for end-to-end, which begins with pixels."""
+    if point.mode == "end-to-end":
+        return ()
+    count = INPUTS * point.batch
+    return batches(plan.images(count, point.height, point.width), point.batch)
+
+
+def caller(
+    engine: Engine, point: Point, plan: Plan, inputs: Sequence[Float32]
+) -> Callable[[int], Answered]:
     """Input number -> the engine's answer, by way of what the mode includes."""
     timed = device_timer(engine)
     if point.mode != "end-to-end":
-        count = INPUTS * point.batch
-        inputs = batches(plan.images(count, point.height, point.width), point.batch)
         if timed is not None:
             device = timed
             return lambda index: device(inputs[index])
