@@ -10,11 +10,13 @@ Run it alone on the machine; it takes about six minutes. Three parts:
 - trials: two engines of one speed, and one slowed by 5 %, through `bench.measure.compare` as
   `rest-deploy bench` calls it; once with an engine that only spins, once with rest_nano on ONNX
   Runtime, where the slowed one spins for 5 % of the time that its inference just took.
+  Also: what `rest-deploy compare` says of one engine's runs one after the other.
 - overhead: seconds of the harness per second of inference, at a spin of 10 ms.
 """
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
 from collections import Counter
@@ -29,9 +31,17 @@ import numpy.typing as npt
 from rest_deploy import verbs
 from rest_deploy.artifact import to_json, write_text
 from rest_deploy.bench import environment, timers
+from rest_deploy.bench.compare import regression
 from rest_deploy.bench.measure import compare
 from rest_deploy.bench.plan import Plan, Subject, sweep
-from rest_deploy.bench.statistics import LEAST, SMALLEST_DIFFERENCE, Interval, paired_ratio, verdict
+from rest_deploy.bench.statistics import (
+    LEAST,
+    SMALLEST_DIFFERENCE,
+    Interval,
+    paired_ratio,
+    unpaired_ratio,
+    verdict,
+)
 from rest_deploy.bench.stopping import Limits
 from rest_deploy.bench.timers import Engine
 from rest_deploy.runtime.session import Session
@@ -146,6 +156,9 @@ def intervals(trials: int) -> list[dict[str, Any]]:
     return rows
 
 
+Trial = tuple[dict[str, Any], tuple[float, ...]]
+
+
 class Spin:
     """Takes so many ms by spinning, with a logit per stripe of the image."""
 
@@ -181,8 +194,8 @@ class Slowed:
             close()
 
 
-def trial(pair: Sequence[Callable[[], Engine]], seconds: float, seed: int) -> dict[str, Any]:
-    """One comparison of two engines, opened anew."""
+def trial(pair: Sequence[Callable[[], Engine]], seconds: float, seed: int) -> Trial:
+    """One comparison of two engines, opened anew; and the samples of the first."""
     plan = Plan(
         points=sweep(sizes=((64, 64),)),
         limits=Limits(noise=0.005, min_seconds=seconds, max_seconds=seconds),
@@ -203,7 +216,7 @@ def trial(pair: Sequence[Callable[[], Engine]], seconds: float, seed: int) -> di
         "median_ms": first.host.median,
         "overhead": max(engine.overhead for engine in found.engines),
         "warnings": list(first.warnings),
-    }
+    }, first.samples
 
 
 def trials(
@@ -211,6 +224,7 @@ def trials(
 ) -> list[dict[str, Any]]:
     """make: the engine, given a seed. Equal and slowed pairs, each `count` times."""
     rows = []
+    series: list[tuple[float, ...]] = []
     for kind, factor in (("equal", 1.0), ("slowed", SLOWED)):
         found = []
         for seed in range(count):
@@ -218,13 +232,25 @@ def trials(
                 lambda s=seed: Slowed(make(2 * s), 1.0),  # type: ignore[misc]  # a default binds it
                 lambda s=seed, f=factor: Slowed(make(2 * s + 1), f),  # type: ignore[misc]  # see above
             ]
-            found.append(trial(pair, seconds, seed))
+            row, samples = trial(pair, seconds, seed)
+            found.append(row)
+            series.append(samples)
         verdicts = Counter(row["verdict"] for row in found)
         rows.append({"engine": name, "kind": kind, "trials": count, "verdicts": dict(verdicts),
                      "each": found})  # fmt: skip
         told = ", ".join(f"{what} {often}" for what, often in verdicts.items())
         click.echo(f"{name:15s} {kind:7s} {count} trials: {told}")
+    rows.append({"engine": name, "kind": "records", "pairs": records(series)})
+    click.echo(f"{name:15s} records {rows[-1]['pairs']}")
     return rows
+
+
+def records(series: Sequence[tuple[float, ...]]) -> dict[str, int]:
+    """Two runs of one engine one after the other, as `rest-deploy compare --fail-if-slower 5%` sees
+    them: how often it would fail the job, or not be certain; all without reason."""
+    intervals = [unpaired_ratio(a, b) for a, b in itertools.pairwise(series)]
+    answers = Counter(regression(found[1], found[2], 0.05) for found in intervals if found)
+    return {"pairs": len(intervals)} | {str(word): often for word, often in answers.items()}
 
 
 def overhead() -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from rest_deploy.bench.record import EngineResult, Environment, Measurement, Mode, Record, Verdict
 from rest_deploy.bench.statistics import SMALLEST_DIFFERENCE, unpaired_ratio, verdict
+from rest_deploy.bench.watch import BEGINNINGS, about_machine
 from rest_deploy.contracts import Struct
 from rest_deploy.errors import InputError
 
@@ -35,7 +36,8 @@ class Pair(Struct, frozen=True):
 class RecordComparison(Struct, frozen=True):
     """differences: of the machines, empty for like ones. changes: of system, packages, model and
     settings, which may be what is compared. missing: in one record only, or failed there; broken:
-    labels that had numbers before and fail now."""
+    labels that had numbers before and fail now. doubts: what disturbed the machine while a record
+    was measured; a difference may come from there."""
 
     before: str
     after: str
@@ -44,6 +46,7 @@ class RecordComparison(Struct, frozen=True):
     changes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     allowed: float | None = None
 
     @property
@@ -112,6 +115,7 @@ def compare_records(
         changes=_changes(before, after),
         missing=tuple(missing),
         broken=broken,
+        doubts=_doubts(before, names[0]) + _doubts(after, names[1]),
         allowed=allowed,
     )
 
@@ -175,6 +179,20 @@ def _pair(
 
 def _by_label(record: Record) -> dict[str, EngineResult]:
     return {engine.label: engine for engine in record.engines}
+
+
+def _doubts(record: Record, name: str) -> tuple[str, ...]:
+    """The warnings about the machine, with the number of measurements that have one of a kind."""
+    measured = [found for engine in record.engines for found in engine.measurements]
+    disturbed = [
+        warning for found in measured for warning in found.warnings if about_machine(warning)
+    ]
+    told = []
+    for beginning in BEGINNINGS:
+        alike = [warning for warning in disturbed if warning.startswith(beginning)]
+        if alike:
+            told.append(f"{name}: {alike[0]} ({len(alike)} of {len(measured)} measurements)")
+    return tuple(told)
 
 
 def _gone(

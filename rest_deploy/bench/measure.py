@@ -9,6 +9,8 @@ and compares within itself. An engine that fails is reported with its reason; th
 from __future__ import annotations
 
 import gc
+import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -22,7 +24,7 @@ from rest_deploy.bench.plan import INPUTS, Comparison, Measured, Plan, Point, Su
 from rest_deploy.bench.record import Measurement, Ratio
 from rest_deploy.bench.stopping import judge
 from rest_deploy.bench.timers import STEADY, Clock, Engine
-from rest_deploy.bench.turns import Turns, caller
+from rest_deploy.bench.turns import Turns, caller, inputs_at
 from rest_deploy.errors import InputError, RestDeployError, ShapeError
 
 Progress = Callable[[str, int, int, str], None]
@@ -41,9 +43,7 @@ class _Entrant:
     subject: Subject
     engine: Engine | None = None
     failed: str = ""
-    done: list[Turns] = field(default_factory=list)
-    measurements: list[Measurement] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
+    skipped: dict[Point, str] = field(default_factory=dict)
 
     def close(self) -> None:
         engine, self.engine = self.engine, None
@@ -73,27 +73,47 @@ def compare(
         raise InputError(f"the base {base!r} is none of {', '.join(labels)}")
     entrants = [_Entrant(subject) for subject in subjects]
     order = np.random.default_rng(plan.seed)
-    ratios: list[Ratio] = []
+    points = sorted(dict.fromkeys(plan.points), key=lambda found: found.threads)
+    found: dict[Point, dict[str, Turns]] = {point: {} for point in points}
+    machine: dict[Point, list[str]] = {point: [] for point in points}
     with ExitStack() as stack:
         for entrant in entrants:
             stack.callback(_closed, entrant)
-        threads: int | None = None
-        for point in sorted(plan.points, key=lambda found: found.threads):
-            if point.threads != threads:
-                _reopen(entrants, point.threads)
-                threads = point.threads
-            turns = _point(entrants, point, plan, order, progress, clock, look)
-            ratios += _ratios(turns, base, point, plan)
-    failed = {entrant.subject.label for entrant in entrants if entrant.failed}
+        for instance in range(plan.instances):
+            threads: int | None = None
+            for point in points:
+                if point.threads != threads:
+                    _reopen(entrants if instance % 2 == 0 else entrants[::-1], point.threads)
+                    threads = point.threads
+                part = _Part(point, plan, instance + 1 == plan.instances, clock, look)
+                machine[point] += _rounds(entrants, part, found[point], order, progress)
+    for turns in found.values():
+        for entrant in entrants:
+            if entrant.failed:
+                turns.pop(entrant.subject.label, None)
     return Comparison(
-        engines=tuple(map(_measured, entrants)),
-        ratios=tuple(r for r in ratios if failed.isdisjoint((r.base, r.other))),
+        engines=tuple(_measured(entrant, found, machine, plan) for entrant in entrants),
+        ratios=tuple(
+            r for point, turns in found.items() for r in _ratios(turns, base, point, plan)
+        ),
     )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One instance's share of a point."""
+
+    point: Point
+    plan: Plan
+    last: bool
+    clock: Clock
+    look: Callable[[], watch.Look]
 
 
 def _reopen(entrants: Sequence[_Entrant], threads: int) -> None:
     for entrant in entrants:
         _closed(entrant)
+    for entrant in entrants:
         with _failing(entrant):
             if not entrant.failed:
                 entrant.engine = entrant.subject.open(threads)
@@ -107,68 +127,77 @@ def _ready(engine: Engine, point: Point) -> None:
         warm_up([(point.batch, 3, point.height, point.width)])
 
 
-def _point(
+def _rounds(
     entrants: Sequence[_Entrant],
-    point: Point,
-    plan: Plan,
+    part: _Part,
+    turns: dict[str, Turns],
     order: np.random.Generator,
     progress: Progress,
-    clock: Clock,
-    look: Callable[[], watch.Look],
-) -> dict[str, Turns]:
-    """Rounds until every engine's rule has fired. Label -> times, of the engines that held out."""
-    turns: dict[str, Turns] = {}
+) -> tuple[str, ...]:
+    """Rounds until every engine's rule has fired. turns: label -> times, which are added to; what
+    is returned are warnings about the machine."""
+    point, plan = part.point, part.plan
     racing: list[_Entrant] = []
+    inputs = inputs_at(point, plan)
     with ExitStack() as stack:
         pool = None
         if point.mode == "saturated":
             pool = stack.enter_context(ThreadPoolExecutor(point.in_flight))
         for entrant in entrants:
-            if entrant.engine is None:
+            if entrant.engine is None or point in entrant.skipped:
                 continue
+            label = entrant.subject.label
             with _failing(entrant, point):
                 _ready(entrant.engine, point)
                 answers = Answers(inputs=INPUTS, batch=point.batch, classes=plan.classes)
-                call = caller(entrant.engine, point, plan)
-                found = Turns(entrant.subject.label, point, call, answers, clock)
-                found.prepare(plan, pool)
-                turns[found.label] = found
+                found = turns.setdefault(label, Turns(label, point, answers, part.clock))
+                found.prepare(caller(entrant.engine, point, plan, inputs), plan, pool)
                 racing.append(entrant)
-        before = look()
+            if point in entrant.skipped:
+                del turns[label]
+        before = part.look()
         with collection_off():
             while any(turns[entrant.subject.label].stop is None for entrant in racing):
                 for place in order.permutation(len(racing)).tolist():
                     entrant = racing[place]
                     with _failing(entrant):
-                        _turn(turns[entrant.subject.label], plan, pool, alone=len(racing) == 1)
+                        _turn(turns[entrant.subject.label], part, pool, alone=len(racing) == 1)
                 racing = [entrant for entrant in racing if not entrant.failed]
-                _tell(progress, point, plan, [turns[entrant.subject.label] for entrant in racing])
-        warnings = watch.warnings(before, look())
-    kept = {entrant.subject.label: turns[entrant.subject.label] for entrant in racing}
-    for entrant in racing:
-        found = turns[entrant.subject.label]
-        entrant.done.append(found)
-        entrant.measurements.append(_measurement(found, plan, warnings))
-    return kept
+                _tell(progress, part, [turns[entrant.subject.label] for entrant in racing])
+        return watch.warnings(before, part.look())
 
 
-def _turn(turns: Turns, plan: Plan, pool: ThreadPoolExecutor | None, *, alone: bool) -> None:
+def _turn(turns: Turns, part: _Part, pool: ThreadPoolExecutor | None, *, alone: bool) -> None:
     """One block, and whether it was the last that is needed."""
+    plan = part.plan
     started, running = turns.clock(), turns.running
     turns.turn(plan, pool)
-    if turns.stop is None:
-        stop = judge(turns.samples, turns.busy, plan.limits)
+    samples, rounds, seconds = turns.earlier
+    limits, seen, spent = plan.limits, turns.samples, turns.busy
+    if not part.last:
+        limits, seen, spent = plan.part(), turns.samples[samples:], turns.busy - seconds
+    # Sorting thousands of samples after each block would cost more than it tells.
+    more = len(seen) >= 1.05 * turns.judged or spent >= limits.max_seconds
+    if turns.stop is None and more:
+        turns.judged = len(seen)
+        stop = judge(seen, spent, limits)
+        timed_out = stop is not None and stop.rule == "time"
         # A ratio wants rounds as well as samples; time ends it as soon as it has an interval.
-        rounds = statistics.LEAST if stop is not None and stop.rule == "time" else plan.min_rounds
-        if alone or len(turns.rounds) >= rounds:
+        least = 0 if alone else statistics.LEAST if timed_out else plan.min_rounds
+        share = math.ceil(least / plan.instances)
+        if part.last and not timed_out and plan.instances > 1:
+            # Each instance has its weight in the median of all rounds.
+            share = max(share, rounds // (plan.instances - 1))
+        if len(turns.rounds) - rounds >= share:
             turns.stop = stop
     if pool is None:
         turns.harness += (turns.clock() - started) / 1e9 - (turns.running - running)
 
 
-def _tell(progress: Progress, point: Point, plan: Plan, turns: Sequence[Turns]) -> None:
-    spent = min((found.busy for found in turns), default=plan.limits.max_seconds)
-    progress(str(point), min(100, round(100 * spent / plan.limits.max_seconds)), 100, "%")
+def _tell(progress: Progress, part: _Part, turns: Sequence[Turns]) -> None:
+    most = part.plan.limits.max_seconds
+    spent = min((found.busy for found in turns), default=most)
+    progress(str(part.point), min(100, round(100 * spent / most)), 100, "%")
 
 
 def _measurement(turns: Turns, plan: Plan, machine: tuple[str, ...]) -> Measurement:
@@ -251,18 +280,32 @@ def _ratios(turns: dict[str, Turns], base: str, point: Point, plan: Plan) -> lis
     return found
 
 
-def _measured(entrant: _Entrant) -> Measured:
+def _measured(
+    entrant: _Entrant,
+    found: dict[Point, dict[str, Turns]],
+    machine: dict[Point, list[str]],
+    plan: Plan,
+) -> Measured:
     """A failed engine has no numbers, also not those of points before."""
-    alone = [found for found in entrant.done if found.point.mode != "saturated"]
-    running = sum(found.running for found in alone)
-    harness = sum(found.harness for found in alone)
+    label = entrant.subject.label
+    own = {point: turns[label] for point, turns in found.items() if label in turns}
+    alone = [turns for point, turns in own.items() if point.mode != "saturated"]
+    running = sum(turns.running for turns in alone)
+    harness = sum(turns.harness for turns in alone)
     return Measured(
-        label=entrant.subject.label,
+        label=label,
         failed=entrant.failed,
-        measurements=() if entrant.failed else tuple(entrant.measurements),
-        skipped=tuple(entrant.skipped),
+        measurements=tuple(
+            _measurement(turns, plan, _kinds(machine[point])) for point, turns in own.items()
+        ),
+        skipped=tuple(f"{point}: {reason}" for point, reason in entrant.skipped.items()),
         overhead=harness / running if running > 0 else 0.0,
     )
+
+
+def _kinds(warnings: Sequence[str]) -> tuple[str, ...]:
+    """One of each kind: instances have the same with other numbers."""
+    return tuple({re.sub(r"[0-9.]+", "", words): words for words in warnings}.values())
 
 
 @contextmanager
@@ -274,7 +317,7 @@ def _failing(entrant: _Entrant, point: Point | None = None) -> Iterator[None]:
         if point is None:
             entrant.failed = str(error)
         else:
-            entrant.skipped.append(f"{point}: {error}")
+            entrant.skipped[point] = str(error)
     except (WrongAnswer, RestDeployError) as error:
         entrant.failed = str(error)
     except Exception as error:  # noqa: BLE001  # whatever a runtime raises, the others go on

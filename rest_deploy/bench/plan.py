@@ -94,10 +94,12 @@ class Plan:
     """points: in this order, but those of equal threads together. warmup_seconds: at most, before
     each point. block_seconds: an engine's turn in a round; saturated_seconds: where several
     requests are in flight, and a turn has a beginning and an end without full load. min_rounds:
-    before anything but time ends a comparison. seed: of the order within rounds. base: label that
-    the others are compared with, "" for the first. smallest: difference of interest. classes: that
-    every engine must answer, 0: unchecked. images: normalized input for (count, height, width).
-    photos and preprocessing: for end-to-end, (H, W, 3) uint8 RGB.
+    before anything but time ends a comparison. instances: times that every engine is opened, in
+    opposite order every other time, each for its part of the rounds: two sessions of one file
+    differ by a percent or two, by where their memory lies. seed: of the order within rounds.
+    base: label that the others are compared with, "" for the first. smallest: difference of
+    interest. classes: that every engine must answer, 0: unchecked. images: normalized input for
+    (count, height, width). photos and preprocessing: for end-to-end, (H, W, 3) uint8 RGB.
     """
 
     points: tuple[Point, ...]
@@ -106,6 +108,7 @@ class Plan:
     block_seconds: float = 0.05
     saturated_seconds: float = 0.25
     min_rounds: int = 20
+    instances: int = 2
     seed: int = 0
     base: str = ""
     smallest: float = SMALLEST_DIFFERENCE
@@ -127,8 +130,21 @@ class Plan:
         seconds = (self.warmup_seconds, self.block_seconds, self.saturated_seconds)
         if not all(math.isfinite(value) and value > 0 for value in (*seconds, self.smallest)):
             raise InputError(f"seconds and the smallest difference must be positive, got {self}")
+        if self.instances < 1:
+            raise InputError(f"expected at least one instance of an engine, got {self.instances}")
         if self.min_rounds < LEAST:
             raise InputError(f"a ratio needs at least {LEAST} rounds, got {self.min_rounds}")
+
+    def part(self) -> Limits:
+        """The limits of one instance that is not the last: the last is held to all of them."""
+        whole, count = self.limits, self.instances
+        return Limits(
+            noise=whole.noise * math.sqrt(count),
+            min_seconds=whole.min_seconds / count,
+            max_seconds=whole.max_seconds / count,
+            min_samples=max(LEAST, whole.min_samples // count),
+            max_samples=max(LEAST, whole.min_samples // count, whole.max_samples // count),
+        )
 
 
 class Measured(Struct, frozen=True):

@@ -37,6 +37,10 @@ LONG = 10
 PARTS = ("h2d", "compute", "d2h", "enqueue")
 
 
+def _unopened(_: int) -> Answered:
+    raise ValueError("no engine was opened")
+
+
 @dataclass
 class Turns:
     """Times of one engine at one point, in ms and in order of time.
@@ -44,12 +48,13 @@ class Turns:
     rounds: one value a turn, ms for one request: the median of its runs; saturated: wall time for
     each. finished, wall: of saturated turns, requests and the seconds they took at full load.
     busy: seconds of the samples. running, harness: seconds of turns that were inference, counted or
-    not, and that were not.
+    not, and that were not. settled: whether the warm-ups ended with steady times. judged: samples
+    when a stopping rule was last asked. instances: of the engine so far; earlier: samples, rounds
+    and seconds of those before the one that runs.
     """
 
     label: str
     point: Point
-    call: Callable[[int], Answered]
     answers: Answers
     clock: Clock
     samples: list[float] = field(default_factory=list)
@@ -61,28 +66,43 @@ class Turns:
     running: float = 0.0
     harness: float = 0.0
     settled: bool = False
+    judged: int = 0
     stop: Stop | None = None
+    instances: int = 0
+    earlier: tuple[int, int, float] = (0, 0, 0.0)
+    call: Callable[[int], Answered] = _unopened
 
-    def prepare(self, plan: Plan, pool: ThreadPoolExecutor | None) -> None:
-        """Answer every input once, then warm up until the times are steady or the time is over;
-        with a pool, also a turn of it, in which a GPU's further lanes are made.
+    def prepare(
+        self, call: Callable[[int], Answered], plan: Plan, pool: ThreadPoolExecutor | None
+    ) -> None:
+        """Go on with an instance of the engine, whose answers must be those of the first. Answer
+        every input once, then warm up until the times are steady or the time is over; with a pool,
+        also a turn of it, in which a GPU's further lanes are made.
 
         Raises what the engine raises, and `WrongAnswer`.
         """
+        self.call, self.stop, self.judged = call, None, 0
+        self.earlier = (len(self.samples), len(self.rounds), self.busy)
         for index in range(INPUTS):
-            self.answers.first(index, self.call(index)[0])
+            if self.instances == 0:
+                self.answers.first(index, self.call(index)[0])
+            else:
+                self.answers.check(index, self.call(index)[0])
+        self.instances += 1
         self.answers.depend_on_images()
+        running = self.running
         times: list[float] = []
         while True:
             times.append(self._run(len(times), keep=False))
-            self.settled = steady(times)
+            calm = steady(times)
             spent = sum(times) / 1e3
             # The least: a TensorRT lane captures its graph in the second run of a shape.
             if len(times) >= 2 and (
-                spent >= plan.warmup_seconds or (self.settled and spent >= LEAST_WARMUP)
+                spent >= plan.warmup_seconds or (calm and spent >= LEAST_WARMUP)
             ):
                 break
-        self.running = 0.0
+        self.settled = calm and (self.settled or self.instances == 1)
+        self.running = running
         if pool is not None:
             self._overlapping(plan, pool)
 
@@ -190,12 +210,21 @@ def full_load(workers: Sequence[Sequence[tuple[int, int]]]) -> tuple[int, float]
     return sum(map(len, workers)), (last - first) / 1e9
 
 
-def caller(engine: Engine, point: Point, plan: Plan) -> Callable[[int], Answered]:
+def inputs_at(point: Point, plan: Plan) -> Sequence[Float32]:
+    """What all engines get at a point: the same arrays, since where one lies in memory can make a
+    difference of a percent. Empty for end-to-end, which begins with pixels."""
+    if point.mode == "end-to-end":
+        return ()
+    count = INPUTS * point.batch
+    return batches(plan.images(count, point.height, point.width), point.batch)
+
+
+def caller(
+    engine: Engine, point: Point, plan: Plan, inputs: Sequence[Float32]
+) -> Callable[[int], Answered]:
     """Input number -> the engine's answer, by way of what the mode includes."""
     timed = device_timer(engine)
     if point.mode != "end-to-end":
-        count = INPUTS * point.batch
-        inputs = batches(plan.images(count, point.height, point.width), point.batch)
         if timed is not None:
             device = timed
             return lambda index: device(inputs[index])

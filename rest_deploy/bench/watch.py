@@ -28,6 +28,15 @@ SHORTEST = 0.3
 """Seconds between two looks below which counters of 10 ms say nothing."""
 
 
+BEGINNINGS = ("other programs", "the hypervisor", "the container", "the CPU's clock")
+"""Of the warnings made here, by which they are found among others."""
+
+
+def about_machine(warning: str) -> bool:
+    """Whether a stored warning is one of `warnings`."""
+    return warning.startswith(BEGINNINGS)
+
+
 class Look(Struct, frozen=True):
     """Counters since the machine started. cores: that the counters are of; busy, steal, own:
     seconds of CPU, of all programs, of the hypervisor's others, of this process; throttled: times

@@ -33,6 +33,7 @@ def comparison(found: RecordComparison) -> str:
             "fast now; what differs from one process to the next is not in the intervals"
         )
     lines += [f"warning: unlike machines: {words}" for words in found.differences]
+    lines += [f"warning: {words}" for words in found.doubts]
     lines += [f"changed: {words}" for words in found.changes]
     lines += [f"not compared: {words}" for words in found.missing]
     if found.allowed is not None:

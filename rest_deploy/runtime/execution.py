@@ -178,10 +178,11 @@ class Lane:
         self._contexts.clear()
         for buffer in (self._input, self._output, self._scratch, self._host_in, self._host_out):
             buffer.close()
-        with released(self._cuda):
-            for event in self._events:
+        events, self._events = self._events, ()
+        for event in events:
+            with released(self._cuda):
                 self._cuda.destroy_event(event)
-            self._events = ()
+        with released(self._cuda):
             self._cuda.destroy_stream(self.stream)
 
     def _reserve(self, profile: int, in_bytes: int, out_bytes: int) -> None:

@@ -81,6 +81,14 @@ def test_what_may_differ_is_told() -> None:
     assert machine_differences(MACHINE, later) == ()
 
 
+def test_a_disturbed_machine_is_told() -> None:
+    busy = "other programs kept 1.5 of 2 cores busy: close them and measure again"
+    noisy = replace(measurement(10), warnings=("60 runs: p99 is the maximum", busy))
+    found = compare_records(one(10), record(engine("int8", noisy)), ("A", "B"))
+    assert found.doubts == (f"B: {busy} (1 of 1 measurements)",)
+    assert compare_records(one(10), one(10)).doubts == ()
+
+
 def test_only_like_inputs_are_compared() -> None:
     before = record(
         engine("a", measurement(10), measurement(50, batch=8)),

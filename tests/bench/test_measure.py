@@ -27,7 +27,7 @@ LIMITS = Limits(noise=0.01, min_seconds=0.2, max_seconds=2.0, min_samples=20)
 
 
 def plan(**changes: Any) -> Plan:
-    fields: dict[str, Any] = {"points": (SHAPE,), "limits": LIMITS}
+    fields: dict[str, Any] = {"points": (SHAPE,), "limits": LIMITS, "instances": 1}
     return Plan(**(fields | changes))
 
 
@@ -201,6 +201,82 @@ def test_the_first_run_of_a_block_is_not_counted(run: Run, clock: FakeClock, mod
     points = sweep(sizes=((32, 32),), modes=(mode,), in_flight=(2,))
     found = run({"a": Cached(clock, 10.0), "b": Cached(clock, 10.0)}, points=points)
     assert max(only(engine).host.max for engine in found.engines) < 500
+
+
+# --- instances -----------------------------------------------------------------------------------
+
+
+def lucky(clock: FakeClock, opened: list[str], label: str) -> Subject:
+    """An engine whose instance is 4 % faster the later it was opened."""
+
+    def open_it(_: int) -> FakeEngine:
+        later = len(opened) % 2
+        opened.append(label)
+        return FakeEngine(clock, noisy(10 / (1 + 0.04 * later), 0.01, len(opened)))
+
+    return Subject(label, open_it)
+
+
+@pytest.mark.parametrize(("instances", "verdicts"), [(1, {"faster"}), (2, {"ambiguous"})])
+def test_where_memory_lies_is_not_the_engines_speed(
+    clock: FakeClock, instances: int, verdicts: set[str]
+) -> None:
+    """The control: with one instance each, the one that was opened later is called faster."""
+    opened: list[str] = []
+    subjects = [lucky(clock, opened, label) for label in "ab"]
+    found = compare(subjects, plan(instances=instances), clock=clock, look=quiet)
+    assert opened == ["a", "b", "b", "a"][: 2 * instances]
+    (ratio,) = found.ratios
+    assert {ratio.verdict} == verdicts
+    assert ratio.low <= (1 if instances == 2 else 1.04) <= ratio.high
+
+
+@pytest.mark.parametrize("instances", [2, 3])
+def test_instances_have_equal_weight(clock: FakeClock, instances: int) -> None:
+    """Also where the first was the noisiest."""
+    sessions: list[FakeEngine] = []
+
+    def open_it(_: int) -> FakeEngine:
+        sessions.append(FakeEngine(clock, noisy(10, 0.0 if sessions else 0.2, 1)))
+        return sessions[-1]
+
+    (found,) = compare([Subject("a", open_it)], plan(instances=instances), clock=clock,
+                       look=quiet).engines  # fmt: skip
+    assert len(sessions) == instances
+    assert all(session.closed for session in sessions)
+    last = sessions[-1].runs / sum(session.runs for session in sessions)
+    assert last >= 0.8 / instances
+    assert only(found).host.n >= LIMITS.min_samples
+
+
+def test_an_instance_that_answers_otherwise(clock: FakeClock) -> None:
+    answers = iter((honest, lambda images: honest(images) * 2))
+
+    def open_it(_: int) -> FakeEngine:
+        return FakeEngine(clock, 10.0, next(answers))
+
+    (found,) = compare([Subject("a", open_it)], plan(instances=2), clock=clock, look=quiet).engines
+    assert "otherwise than at its start" in found.failed
+    assert found.measurements == ()
+
+
+def test_a_shape_is_skipped_once(clock: FakeClock) -> None:
+    def refusing(images: Float32) -> Float32:
+        raise ShapeError("no profile holds it")
+
+    subjects = [Subject("a", lambda _: FakeEngine(clock, 10.0)),
+                Subject("b", lambda _: FakeEngine(clock, 10.0, refusing))]  # fmt: skip
+    a, b = compare(subjects, plan(instances=3), clock=clock, look=quiet).engines
+    assert only(a).host.median == 10
+    assert b.skipped == ("1x3x32x32 isolated: no profile holds it",)
+    assert b.measurements == ()
+
+
+def test_one_warning_of_a_kind(clock: FakeClock) -> None:
+    looks = (Look(at=10.0 * i, own=i, cores=2, busy=(12.0 + i) * i) for i in itertools.count())
+    (found,) = compare([Subject("a", lambda _: FakeEngine(clock, 10.0))], plan(instances=3),
+                       clock=clock, look=lambda: next(looks)).engines  # fmt: skip
+    assert sum("other programs" in warning for warning in only(found).warnings) == 1
 
 
 # --- failures ------------------------------------------------------------------------------------
@@ -558,6 +634,7 @@ def test_subjects_refused(labels: tuple[str, ...], base: str, clock: FakeClock) 
         {"block_seconds": 0.0},
         {"smallest": float("nan")},
         {"min_rounds": 5},
+        {"instances": 0},
     ],
 )
 def test_plan_refused(changes: dict[str, Any]) -> None:

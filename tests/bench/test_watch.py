@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from rest_deploy.bench.watch import Look, look, warnings
+from rest_deploy.bench.watch import Look, about_machine, look, warnings
 
 QUIET = Look(at=0.0, own=0.0, cores=2, busy=100.0, steal=5.0, throttled=3, mhz=3000.0)
 LATER = replace(QUIET, at=10.0, own=15.0, busy=115.5, mhz=2900.0)
@@ -27,7 +27,12 @@ def test_a_quiet_machine() -> None:
 )
 def test_each_disturbance(field: str, value: float, words: str) -> None:
     (warning,) = warnings(QUIET, replace(LATER, **{field: value}))
+    assert about_machine(warning)
     assert warning.startswith(words)
+
+
+def test_other_warnings_are_not_about_the_machine() -> None:
+    assert not about_machine("60 runs: p99 is the maximum; p99 needs 100 runs")
 
 
 def test_what_the_system_does_not_tell() -> None:
