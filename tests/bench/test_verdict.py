@@ -160,7 +160,7 @@ def test_level_engines_and_the_smaller_file(verdict: Verdict) -> None:
     assert "ratio 1.04 (1.00 to 1.06), and its file is smaller;" in said
     clear = advise([FLOAT, INT8], [against("onnxruntime a", "openvino b", 1.04)])
     assert "level" not in clear, "the same ratio, with confidence"
-    less = [against("onnxruntime a", "openvino b", 1.02)]
+    less = [msgspec.structs.replace(TWICE, ratio=1.02, low=1.01, high=1.03)]
     assert "level" in advise([FLOAT, INT8], less), "certain, and too little to be of interest"
 
 
