@@ -29,7 +29,7 @@ MOST_UNOWNED = 0.01
 """Share of the FLOPs that may be missed in the profile without a warning."""
 
 STEADY = 1.3
-"""Median over sum of the kernels, both profiled, above which the run was disturbed."""
+"""A run without the profiler over the sum of its kernels: above this, something else took time."""
 
 
 class LayerTime(Struct, frozen=True):
@@ -169,6 +169,8 @@ def opened(file: Path, shape: Dims, backend: machine.Runtime | None = None) -> S
     except Exception as error:  # protobuf's classes share no public base
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{file} is not an ONNX model: {reason}") from error
+    if not model.graph.input:
+        raise ArtifactError(f"{file} has no input; expected one, a batch of images")
     try:
         works, uncounted = count(model, shape), ""
     except ArtifactError as error:  # of another tool: its times can be told all the same
@@ -197,10 +199,10 @@ def _profile(source: Source, shape: Dims, threads: int | None, seconds: float) -
 
 def _warnings(executed: Executed, source: Source, blocks: tuple[BlockTime, ...]) -> tuple[str, ...]:
     warnings = []
-    if executed.kernel_ms and executed.profiled_ms > STEADY * executed.kernel_ms:
+    if executed.plain_ms > STEADY * executed.kernel_ms:
         warnings.append(
-            f"the kernels add up to {executed.kernel_ms:.2f} ms, the same runs took "
-            f"{executed.profiled_ms:.2f} ms: other load on this machine, or time between kernels"
+            f"the kernels add up to {executed.kernel_ms:.2f} ms, a run takes "
+            f"{executed.plain_ms:.2f} ms: other load on this machine, or time between kernels"
         )
     if source.uncounted:
         warnings.append(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rest_deploy.engine.executed import WARM_UP, Executed, Kernel, durations, over_runs
-from rest_deploy.errors import ArtifactError, require
+from rest_deploy.errors import ArtifactError, InputError, require
 
 if TYPE_CHECKING:
     import openvino
@@ -29,7 +29,8 @@ def profile(
     """Run `path` on `images` (N, 3, H, W), with counters and then without.
 
     inference: what float layers compute in; always set, OpenVINO would take bf16 by itself.
-    Raises `ArtifactError`, `MissingDependencyError`, `VerificationError`.
+    Raises `ArtifactError`, `InputError` (more threads than cores), `MissingDependencyError`,
+    `VerificationError`.
     """
     require("openvino", "openvino")
     import openvino as ov
@@ -44,6 +45,7 @@ def profile(
     try:
         model = core.read_model(path)
         counted = core.compile_model(model, "CPU", settings | {"PERF_COUNT": True})
+        _check_threads(counted, threads)
         plain = _call(core.compile_model(model, "CPU", settings), images)
         request = counted.create_infer_request()
 
@@ -53,6 +55,8 @@ def profile(
 
         times = durations(profiled, seconds / 2)
         without = durations(plain, seconds / 2)
+    except InputError:
+        raise
     except Exception as error:  # its exception classes share no public base
         raise ArtifactError(
             f"OpenVINO cannot run {path}: {' '.join(str(error).split())[:300]}"
@@ -69,6 +73,16 @@ def profile(
         profiled_ms=float(np.median(times)),
         plain_ms=float(np.median(without)),
     )
+
+
+def _check_threads(compiled: openvino.CompiledModel, threads: int | None) -> None:
+    """OpenVINO takes fewer than asked for without a word."""
+    taken = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+    if threads is not None and taken != threads:
+        raise InputError(
+            f"{threads} threads were asked for, OpenVINO takes {taken} here",
+            hint=f"--threads {taken}",
+        )
 
 
 def _call(

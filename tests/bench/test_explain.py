@@ -60,12 +60,12 @@ def test_what_the_profile_does_not_name_is_told(
     exported_nano: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost = Executed("onnxruntime/cpu", (Kernel("engine", "Engine", "fp32", (), (), 5.0, 5.0),),
-                    5, 9.0, 4.0)  # fmt: skip
+                    5, 4.0, 9.0)  # fmt: skip
     monkeypatch.setattr(onnxruntime_profile, "profile", lambda *_a, **_k: lost)
     found = examine(exported_nano, SHAPE)
     assert found.nowhere == 1.0
     assert any(words.startswith("100.0% of the counted FLOPs") for words in found.warnings)
-    assert any("add up to 5.00 ms, the same runs took 9.00" in words for words in found.warnings)
+    assert any("add up to 5.00 ms, a run takes 9.00 ms" in words for words in found.warnings)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,7 @@ def test_what_the_profile_does_not_name_is_told(
         (SHAPE, "missing.onnx", ArtifactError, "no such model"),
         (SHAPE, "x.engine", ArtifactError, "expected .onnx"),
         (SHAPE, "broken.onnx", ArtifactError, "is not an ONNX model"),
+        (SHAPE, "empty.onnx", ArtifactError, "has no input"),
     ],
 )
 def test_refusals(
@@ -90,6 +91,7 @@ def test_refusals(
     shutil.copy(exported_nano, tmp_path / "rest_nano.onnx")
     (tmp_path / "x.engine").write_bytes(b"plan")
     (tmp_path / "broken.onnx").write_bytes(b"\xff" * 9)
+    (tmp_path / "empty.onnx").write_bytes(b"")
     with pytest.raises(error, match=words):
         opened(tmp_path / name, shape)
 
