@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rest_deploy.artifact import read_sidecar
-from rest_deploy.bench import ceilings as machine
 from rest_deploy.bench import roofline
 from rest_deploy.bench.record import BlockTime, Ceilings
 from rest_deploy.contracts import SMALLEST_SIDE, Dims, Struct
 from rest_deploy.engine import onnxruntime_profile, openvino_profile
 from rest_deploy.engine.executed import Executed
+from rest_deploy.engine.openvino import Inference
 from rest_deploy.errors import ArtifactError, InputError, ShapeError, require
+from rest_deploy.runtime.backend import HostBackend, backend_for, inference_precision
 
 if TYPE_CHECKING:
     from rest_deploy.graph.work import Work
@@ -73,7 +74,7 @@ def explain(
     shape: Dims,
     threads: int | None = None,
     *,
-    backend: machine.Runtime | None = None,
+    backend: HostBackend | None = None,
     ceilings: Ceilings | None = None,
     seconds: float = SECONDS,
 ) -> tuple[BlockTime, ...]:
@@ -86,7 +87,7 @@ def examine(
     shape: Dims,
     threads: int | None = None,
     *,
-    backend: machine.Runtime | None = None,
+    backend: HostBackend | None = None,
     ceilings: Ceilings | None = None,
     seconds: float = SECONDS,
 ) -> Explained:
@@ -129,14 +130,14 @@ class Source:
     uncounted: why there are none."""
 
     file: Path
-    runtime: machine.Runtime
-    inference: Literal["f32", "bf16"]
+    runtime: HostBackend
+    inference: Inference
     dtype: np.dtype[np.generic]
     works: tuple[Work, ...]
     uncounted: str
 
 
-def opened(file: Path, shape: Dims, backend: machine.Runtime | None = None) -> Source:
+def opened(file: Path, shape: Dims, backend: HostBackend | None = None) -> Source:
     """Everything that `examine` finds out before it runs the file; raises what it does."""
     if not file.is_file():
         raise ArtifactError(f"no such model: {file}", hint="rest-deploy export --variant lite")
@@ -164,6 +165,7 @@ def opened(file: Path, shape: Dims, backend: machine.Runtime | None = None) -> S
             "the CPU only",
             hint="rest-deploy build-engine --backend onnxruntime --provider cpu",
         )
+    runtime = backend_for(sidecar, backend, None)
     try:
         model = onnx.load(file)
     except Exception as error:  # protobuf's classes share no public base
@@ -175,13 +177,11 @@ def opened(file: Path, shape: Dims, backend: machine.Runtime | None = None) -> S
         works, uncounted = count(model, shape), ""
     except ArtifactError as error:  # of another tool: its times can be told all the same
         works, uncounted = (), error.message
-    for_openvino = built is not None and built.backend == "openvino"
-    sixteen = built is not None and "bf16" in (built.precision, built.rest)
     number = model.graph.input[0].type.tensor_type.elem_type
     return Source(
         file=file,
-        runtime=backend or ("openvino" if for_openvino else "onnxruntime"),
-        inference="bf16" if sixteen else "f32",
+        runtime=runtime,
+        inference=inference_precision(built),
         dtype=onnx.helper.tensor_dtype_to_np_dtype(number),
         works=works,
         uncounted=uncounted,

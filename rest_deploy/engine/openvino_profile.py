@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from rest_deploy.engine.executed import WARM_UP, Executed, Kernel, durations, over_runs
-from rest_deploy.errors import ArtifactError, InputError, require
+from rest_deploy.engine.openvino import Inference, OpenVinoRunner, read_model
+from rest_deploy.errors import ArtifactError, require
 
 if TYPE_CHECKING:
     import openvino
@@ -24,43 +25,42 @@ def profile(
     *,
     threads: int | None = None,
     seconds: float = 3.0,
-    inference: Literal["f32", "bf16"] = "f32",
+    inference: Inference = "f32",
 ) -> Executed:
     """Run `path` on `images` (N, 3, H, W), with counters and then without.
 
     inference: what float layers compute in; always set, OpenVINO would take bf16 by itself.
-    Raises `ArtifactError`, `InputError` (more threads than cores), `MissingDependencyError`,
-    `VerificationError`.
+    Raises what `OpenVinoRunner` does, and `VerificationError`.
     """
     require("openvino", "openvino")
     import openvino as ov
 
+    plain = OpenVinoRunner(path, threads=threads, precision=inference)
+    feeds = {plain.inputs[0].name: images}
     settings: dict[str, object] = {
         "INFERENCE_PRECISION_HINT": inference,
         "PERFORMANCE_HINT": "LATENCY",
+        "PERF_COUNT": True,
     }
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    core, seen = ov.Core(), []
+    seen = []
     try:
-        model = core.read_model(path)
-        counted = core.compile_model(model, "CPU", settings | {"PERF_COUNT": True})
-        _check_threads(counted, threads)
-        plain = _call(core.compile_model(model, "CPU", settings), images)
+        counted = ov.Core().compile_model(read_model(path), "CPU", settings)
         request = counted.create_infer_request()
 
         def profiled() -> None:
-            request.infer({0: images}, share_inputs=True)
+            request.infer(feeds, share_inputs=True)
             seen.append(request.get_profiling_info())
 
         times = durations(profiled, seconds / 2)
-        without = durations(plain, seconds / 2)
-    except InputError:
-        raise
-    except Exception as error:  # its exception classes share no public base
+        without = durations(lambda: plain.infer(feeds), seconds / 2)
+    except RuntimeError as error:
         raise ArtifactError(
             f"OpenVINO cannot run {path}: {' '.join(str(error).split())[:300]}"
         ) from error
+    finally:
+        plain.close()
     runs = [
         [(layer.node_name, layer.real_time.total_seconds() * 1e3) for layer in run]
         for run in seen[WARM_UP:]
@@ -73,23 +73,6 @@ def profile(
         profiled_ms=float(np.median(times)),
         plain_ms=float(np.median(without)),
     )
-
-
-def _check_threads(compiled: openvino.CompiledModel, threads: int | None) -> None:
-    """OpenVINO takes fewer than asked for without a word."""
-    taken = int(compiled.get_property("INFERENCE_NUM_THREADS"))
-    if threads is not None and taken != threads:
-        raise InputError(
-            f"{threads} threads were asked for, OpenVINO takes {taken} here",
-            hint=f"--threads {taken}",
-        )
-
-
-def _call(
-    compiled: openvino.CompiledModel, images: npt.NDArray[np.generic]
-) -> Callable[[], object]:
-    request = compiled.create_infer_request()
-    return lambda: request.infer({0: images}, share_inputs=True)
 
 
 def operation(op: openvino.Node) -> Kernel:

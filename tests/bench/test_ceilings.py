@@ -8,15 +8,16 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from rest_deploy.bench.ceilings import Runtime, best, cache_bytes, copy, measure, rate
+from rest_deploy.bench.ceilings import best, cache_bytes, copy, measure, rate
 from rest_deploy.bench.record import Ceilings
 from rest_deploy.engine.executed import Kernel
 from rest_deploy.errors import InputError, installed
 from rest_deploy.graph.probe import one_gemm
+from rest_deploy.runtime.backend import HostBackend
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_a_small_machine(runtime: Runtime) -> None:
+def test_a_small_machine(runtime: HostBackend) -> None:
     if not installed(runtime):
         pytest.skip(f"{runtime} is not installed")
     found = measure(runtime, 1, seconds=0, size=256)

@@ -11,7 +11,6 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from rest_deploy.bench.ceilings import Runtime
 from rest_deploy.bench.explain import examine, explain, opened
 from rest_deploy.bench.record import Ceilings
 from rest_deploy.cards import load_card
@@ -20,6 +19,7 @@ from rest_deploy.engine import onnxruntime_profile
 from rest_deploy.engine.executed import Executed, Kernel
 from rest_deploy.errors import ArtifactError, InputError, RestDeployError, ShapeError, installed
 from rest_deploy.model import cost
+from rest_deploy.runtime.backend import HostBackend
 
 SHAPE: Dims = (2, 3, 64, 96)
 LOW = Ceilings(gemm_gflops={"fp32": 1e-3}, copy_gb_per_s=1e-3, threads=1)
@@ -27,7 +27,7 @@ HIGH = Ceilings(gemm_gflops={"fp32": 1e6}, copy_gb_per_s=1e6, threads=1)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_nothing_is_lost(exported_nano: Path, backend: Runtime) -> None:
+def test_nothing_is_lost(exported_nano: Path, backend: HostBackend) -> None:
     """Every FLOP is in a kernel, nearly all time in a block."""
     if not installed(backend):
         pytest.skip(f"{backend} is not installed")
@@ -132,7 +132,7 @@ def test_the_runtime_that_a_file_was_built_for(
     exported_nano: Path,
     monkeypatch: pytest.MonkeyPatch,
     built: dict[str, str],
-    backend: Runtime | None,
+    backend: HostBackend | None,
     expected: tuple[str, str],
 ) -> None:
     sidecar_with(monkeypatch, built)
