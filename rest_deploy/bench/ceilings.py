@@ -113,7 +113,7 @@ def _gemm(
 
     path = folder / f"{precision}.onnx"
     path.write_bytes(one_gemm(size, "int8" if precision == "int8" else "fp32"))
-    values = np.random.default_rng(1).standard_normal((size, size), dtype=np.float32)
+    values = np.random.default_rng(1).standard_normal((1, 1, size, size), dtype=np.float32)
     if runtime == "openvino":
         inference: Inference = "bf16" if precision == "bf16" else "f32"
         return openvino_profile.profile(

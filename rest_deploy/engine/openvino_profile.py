@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from rest_deploy.contracts import Dims
 from rest_deploy.engine.executed import WARM_UP, Executed, Kernel, durations, over_runs
 from rest_deploy.engine.openvino import Inference, OpenVinoRunner, read_model
 from rest_deploy.errors import ArtifactError, require
@@ -29,13 +30,16 @@ def profile(
 ) -> Executed:
     """Run `path` on `images` (N, 3, H, W), with counters and then without.
 
+    It is compiled for that one shape, as a session does for shapes that come often.
     inference: what float layers compute in; always set, OpenVINO would take bf16 by itself.
     Raises what `OpenVinoRunner` does, and `VerificationError`.
     """
     require("openvino", "openvino")
     import openvino as ov
 
-    plain = OpenVinoRunner(path, threads=threads, precision=inference)
+    batch, channels, height, width = images.shape
+    shape: Dims = (batch, channels, height, width)
+    plain = OpenVinoRunner(path, threads=threads, precision=inference, shape=shape)
     feeds = {plain.inputs[0].name: images}
     settings: dict[str, object] = {
         "INFERENCE_PRECISION_HINT": inference,
@@ -46,7 +50,9 @@ def profile(
         settings["INFERENCE_NUM_THREADS"] = threads
     seen = []
     try:
-        counted = ov.Core().compile_model(read_model(path), "CPU", settings)
+        model = read_model(path)
+        model.reshape(list(shape))
+        counted = ov.Core().compile_model(model, "CPU", settings)
         request = counted.create_infer_request()
 
         def profiled() -> None:

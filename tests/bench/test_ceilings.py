@@ -66,7 +66,7 @@ def test_the_cache_is_one() -> None:
 
 def test_the_probe_is_one_product_in_either_precision(tmp_path: Path) -> None:
     """INT8 of the same numbers, so that what is timed is what is meant."""
-    values = np.random.default_rng(0).uniform(0, 2, (64, 64)).astype(np.float32)
+    values = np.random.default_rng(0).uniform(0, 2, (1, 1, 64, 64)).astype(np.float32)
     answers = []
     for precision in ("fp32", "int8"):
         path = tmp_path / f"{precision}.onnx"
