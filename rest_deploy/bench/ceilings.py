@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -19,9 +18,12 @@ from rest_deploy.bench.environment import cores
 from rest_deploy.bench.record import Ceilings
 from rest_deploy.engine import onnxruntime_profile, openvino_profile
 from rest_deploy.engine.executed import Executed, Kernel
+from rest_deploy.engine.openvino import Inference
 from rest_deploy.errors import InputError, require
+from rest_deploy.runtime.backend import HostBackend
 
-Runtime = Literal["onnxruntime", "openvino"]
+Runtime = HostBackend
+"""Whose GEMM is measured."""
 
 SIZE = 1024
 """Rows and columns of the GEMM: 2.1 GFLOP."""
@@ -36,7 +38,7 @@ LEAST_LARGE, MOST_LARGE = 64 << 20, 1 << 30
 
 
 def measure(
-    runtime: Runtime, threads: int | None = None, *, seconds: float = 0.6, size: int = SIZE
+    runtime: HostBackend, threads: int | None = None, *, seconds: float = 0.6, size: int = SIZE
 ) -> Ceilings:
     """threads: of the engine, None for all cores. seconds: for each of about seven figures.
 
@@ -95,20 +97,25 @@ def rate(kernels: Iterable[Kernel], precision: str, size: int) -> float | None:
     return 2 * size**3 / longest.best_ms / 1e6
 
 
-def _precisions(runtime: Runtime) -> tuple[str, ...]:
+def _precisions(runtime: HostBackend) -> tuple[str, ...]:
     return ("fp32", "int8", "bf16") if runtime == "openvino" else ("fp32", "int8")
 
 
 def _gemm(
-    folder: Path, runtime: Runtime, precision: str, threads: int | None, seconds: float, size: int
+    folder: Path,
+    runtime: HostBackend,
+    precision: str,
+    threads: int | None,
+    seconds: float,
+    size: int,
 ) -> Executed:
     from rest_deploy.graph.probe import one_gemm
 
     path = folder / f"{precision}.onnx"
     path.write_bytes(one_gemm(size, "int8" if precision == "int8" else "fp32"))
-    values = np.random.default_rng(1).standard_normal((size, size), dtype=np.float32)
+    values = np.random.default_rng(1).standard_normal((1, 1, size, size), dtype=np.float32)
     if runtime == "openvino":
-        inference: Literal["f32", "bf16"] = "bf16" if precision == "bf16" else "f32"
+        inference: Inference = "bf16" if precision == "bf16" else "f32"
         return openvino_profile.profile(
             path, values, threads=threads, seconds=2 * seconds, inference=inference
         )

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rest_deploy.artifact import read_sidecar
-from rest_deploy.bench import ceilings as machine
 from rest_deploy.bench import roofline
 from rest_deploy.bench.record import BlockTime, Ceilings
 from rest_deploy.contracts import SMALLEST_SIDE, Dims, Struct
 from rest_deploy.engine import onnxruntime_profile, openvino_profile
 from rest_deploy.engine.executed import Executed
+from rest_deploy.engine.openvino import Inference
 from rest_deploy.errors import ArtifactError, InputError, ShapeError, require
+from rest_deploy.runtime.backend import HostBackend, backend_for, inference_precision
 
 if TYPE_CHECKING:
     from rest_deploy.graph.work import Work
@@ -29,7 +30,7 @@ MOST_UNOWNED = 0.01
 """Share of the FLOPs that may be missed in the profile without a warning."""
 
 STEADY = 1.3
-"""Median over sum of the kernels, both profiled, above which the run was disturbed."""
+"""A run without the profiler over the sum of its kernels: above this, something else took time."""
 
 
 class LayerTime(Struct, frozen=True):
@@ -73,7 +74,7 @@ def explain(
     shape: Dims,
     threads: int | None = None,
     *,
-    backend: machine.Runtime | None = None,
+    backend: HostBackend | None = None,
     ceilings: Ceilings | None = None,
     seconds: float = SECONDS,
 ) -> tuple[BlockTime, ...]:
@@ -86,7 +87,7 @@ def examine(
     shape: Dims,
     threads: int | None = None,
     *,
-    backend: machine.Runtime | None = None,
+    backend: HostBackend | None = None,
     ceilings: Ceilings | None = None,
     seconds: float = SECONDS,
 ) -> Explained:
@@ -129,14 +130,14 @@ class Source:
     uncounted: why there are none."""
 
     file: Path
-    runtime: machine.Runtime
-    inference: Literal["f32", "bf16"]
+    runtime: HostBackend
+    inference: Inference
     dtype: np.dtype[np.generic]
     works: tuple[Work, ...]
     uncounted: str
 
 
-def opened(file: Path, shape: Dims, backend: machine.Runtime | None = None) -> Source:
+def opened(file: Path, shape: Dims, backend: HostBackend | None = None) -> Source:
     """Everything that `examine` finds out before it runs the file; raises what it does."""
     if not file.is_file():
         raise ArtifactError(f"no such model: {file}", hint="rest-deploy export --variant lite")
@@ -164,22 +165,23 @@ def opened(file: Path, shape: Dims, backend: machine.Runtime | None = None) -> S
             "the CPU only",
             hint="rest-deploy build-engine --backend onnxruntime --provider cpu",
         )
+    runtime = backend_for(sidecar, backend, None)
     try:
         model = onnx.load(file)
     except Exception as error:  # protobuf's classes share no public base
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{file} is not an ONNX model: {reason}") from error
+    if not model.graph.input:
+        raise ArtifactError(f"{file} has no input; expected one, a batch of images")
     try:
         works, uncounted = count(model, shape), ""
     except ArtifactError as error:  # of another tool: its times can be told all the same
         works, uncounted = (), error.message
-    for_openvino = built is not None and built.backend == "openvino"
-    sixteen = built is not None and "bf16" in (built.precision, built.rest)
     number = model.graph.input[0].type.tensor_type.elem_type
     return Source(
         file=file,
-        runtime=backend or ("openvino" if for_openvino else "onnxruntime"),
-        inference="bf16" if sixteen else "f32",
+        runtime=runtime,
+        inference=inference_precision(built),
         dtype=onnx.helper.tensor_dtype_to_np_dtype(number),
         works=works,
         uncounted=uncounted,
@@ -197,10 +199,10 @@ def _profile(source: Source, shape: Dims, threads: int | None, seconds: float) -
 
 def _warnings(executed: Executed, source: Source, blocks: tuple[BlockTime, ...]) -> tuple[str, ...]:
     warnings = []
-    if executed.kernel_ms and executed.profiled_ms > STEADY * executed.kernel_ms:
+    if executed.plain_ms > STEADY * executed.kernel_ms:
         warnings.append(
-            f"the kernels add up to {executed.kernel_ms:.2f} ms, the same runs took "
-            f"{executed.profiled_ms:.2f} ms: other load on this machine, or time between kernels"
+            f"the kernels add up to {executed.kernel_ms:.2f} ms, a run takes "
+            f"{executed.plain_ms:.2f} ms: other load on this machine, or time between kernels"
         )
     if source.uncounted:
         warnings.append(

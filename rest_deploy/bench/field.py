@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,20 +24,17 @@ class Compared:
     def faster(self) -> bool:
         return self.low > 1 and self.ratio >= OF_INTEREST
 
-    @property
-    def slower(self) -> bool:
-        return self.high < 1 and self.ratio <= 1 / OF_INTEREST
-
 
 @dataclass(frozen=True)
 class Field:
-    """Engines with their best measurement in one mode, `speeds` in images per second."""
+    """Engines, each with one measurement in one mode."""
 
     mode: Mode
     measured: dict[str, Measurement]
     ratios: tuple[Ratio, ...]
 
     def speed(self, label: str) -> float:
+        """Images per second: isolated, one request after another."""
         found = self.measured[label]
         if self.mode == "isolated":
             return found.batch / found.host.median * 1e3
@@ -78,7 +76,8 @@ def compete(
     measured so."""
     everything = [
         (engine, found) for engine in engines if not engine.failed
-        for found in engine.measurements if found.mode == mode
+        for found in engine.measurements
+        if found.mode == mode and 0 < found.host.median < math.inf
     ]  # fmt: skip
     labels = {engine.label for engine in candidates}
     ours = [found for engine, found in everything if engine.label in labels]

@@ -19,6 +19,9 @@ from rest_deploy.contracts import Gate
 SMALLER, MORE_ACCURATE = 0.9, 1 / 1.5
 """What a file's size and a relative error must be of another's to decide between level engines."""
 
+WHOLE = 1.1
+"""A ratio from here on is told with one decimal."""
+
 SIMPLEST = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 INTEGER_UNITS = frozenset({
@@ -87,6 +90,8 @@ def refusal(engine: EngineResult, gate: Gate, fresh: bool) -> str:
         return "was not measured"
     if any(not math.isfinite(found.host.median) for found in engine.measurements):
         return "has a time that is no number"
+    if engine.precision not in SIMPLEST:
+        return f"has the precision {engine.precision}, which has no gate"
     accuracy = engine.accuracy
     if accuracy is None or accuracy.images < 1:
         return "has an unknown accuracy"
@@ -132,7 +137,9 @@ def _pick(
     if not reason:
         same = all(engine.precision == chosen.precision for engine in group)
         reason = "nothing else tells them apart" if same else "it is the simpler one"
-    return chosen, [engine for engine in group if engine is not chosen], reason
+    equals = [engine for engine in group if engine is not chosen]
+    equals.sort(key=lambda engine: field.speed(engine.label), reverse=True)
+    return chosen, equals, reason
 
 
 def _first(
@@ -150,9 +157,10 @@ def _first(
     if level:
         equals = ", ".join(names[engine.label] for engine in level)
         ratio = field.compare(winner.label, level[0].label)
+        first = "" if len(level) == 1 else " to the first"
         return (
-            f"Deploy {names[winner.label]}: level with {equals} at {at}, ratio {ratio.ratio:.2f} "
-            f"({ratio.low:.2f} to {ratio.high:.2f}), and {reason}; {agreement}."
+            f"Deploy {names[winner.label]}: level with {equals} at {at}, ratio{first} "
+            f"{ratio.ratio:.2f} ({ratio.low:.2f} to {ratio.high:.2f}), and {reason}; {agreement}."
         )
     bases = [ratio.base for ratio in field.ratios if ratio.base in field.measured]
     others = [engine.label for engine in candidates if engine is not winner]
@@ -160,8 +168,9 @@ def _first(
     base = next((label for label in (*bases, *others) if label != winner.label), None)
     if base is None:
         return f"Deploy {names[winner.label]}, the only one to advise: {at}, {agreement}."
-    ratio = field.compare(winner.label, base)
-    return f"Deploy {names[winner.label]}: {ratio.ratio:.2g}x {names[base]} at {at}, {agreement}."
+    gain = field.compare(winner.label, base).ratio
+    times = f"{gain:.2f}x" if gain < WHOLE else f"{gain:.1f}x"
+    return f"Deploy {names[winner.label]}: {times} {names[base]} at {at}, {agreement}."
 
 
 def _throughput(

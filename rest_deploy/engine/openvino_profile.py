@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from rest_deploy.contracts import Dims
 from rest_deploy.engine.executed import WARM_UP, Executed, Kernel, durations, over_runs
+from rest_deploy.engine.openvino import Inference, OpenVinoRunner, read_model
 from rest_deploy.errors import ArtifactError, require
 
 if TYPE_CHECKING:
@@ -24,39 +26,47 @@ def profile(
     *,
     threads: int | None = None,
     seconds: float = 3.0,
-    inference: Literal["f32", "bf16"] = "f32",
+    inference: Inference = "f32",
 ) -> Executed:
     """Run `path` on `images` (N, 3, H, W), with counters and then without.
 
+    It is compiled for that one shape, as a session does for shapes that come often.
     inference: what float layers compute in; always set, OpenVINO would take bf16 by itself.
-    Raises `ArtifactError`, `MissingDependencyError`, `VerificationError`.
+    Raises what `OpenVinoRunner` does, and `VerificationError`.
     """
     require("openvino", "openvino")
     import openvino as ov
 
+    batch, channels, height, width = images.shape
+    shape: Dims = (batch, channels, height, width)
+    plain = OpenVinoRunner(path, threads=threads, precision=inference, shape=shape)
+    feeds = {plain.inputs[0].name: images}
     settings: dict[str, object] = {
         "INFERENCE_PRECISION_HINT": inference,
         "PERFORMANCE_HINT": "LATENCY",
+        "PERF_COUNT": True,
     }
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    core, seen = ov.Core(), []
+    seen = []
     try:
-        model = core.read_model(path)
-        counted = core.compile_model(model, "CPU", settings | {"PERF_COUNT": True})
-        plain = _call(core.compile_model(model, "CPU", settings), images)
+        model = read_model(path)
+        model.reshape(list(shape))
+        counted = ov.Core().compile_model(model, "CPU", settings)
         request = counted.create_infer_request()
 
         def profiled() -> None:
-            request.infer({0: images}, share_inputs=True)
+            request.infer(feeds, share_inputs=True)
             seen.append(request.get_profiling_info())
 
         times = durations(profiled, seconds / 2)
-        without = durations(plain, seconds / 2)
-    except Exception as error:  # its exception classes share no public base
+        without = durations(lambda: plain.infer(feeds), seconds / 2)
+    except RuntimeError as error:
         raise ArtifactError(
             f"OpenVINO cannot run {path}: {' '.join(str(error).split())[:300]}"
         ) from error
+    finally:
+        plain.close()
     runs = [
         [(layer.node_name, layer.real_time.total_seconds() * 1e3) for layer in run]
         for run in seen[WARM_UP:]
@@ -69,13 +79,6 @@ def profile(
         profiled_ms=float(np.median(times)),
         plain_ms=float(np.median(without)),
     )
-
-
-def _call(
-    compiled: openvino.CompiledModel, images: npt.NDArray[np.generic]
-) -> Callable[[], object]:
-    request = compiled.create_infer_request()
-    return lambda: request.infer({0: images}, share_inputs=True)
 
 
 def operation(op: openvino.Node) -> Kernel:

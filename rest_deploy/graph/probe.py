@@ -14,7 +14,7 @@ OPSET, IR_VERSION = 20, 9
 
 
 def one_gemm(size: int, precision: Literal["fp32", "int8"]) -> bytes:
-    """input (size, size) float32 times weights (size, size), serialized; 2 size^3 FLOPs.
+    """input (1, 1, size, size) float32 times weights (size, size), serialized; 2 size^3 FLOPs.
 
     int8: as `quant` writes it for a CPU, unsigned activations with one scale, weights with one a
     column, Q/DQ around.
@@ -41,8 +41,8 @@ def one_gemm(size: int, precision: Literal["fp32", "int8"]) -> bytes:
     graph = helper.make_graph(
         nodes,
         "one_gemm",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [size, size])],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [size, size])],
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 1, size, size])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 1, size, size])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in tensors.items()],
     )
     opset = helper.make_opsetid("", OPSET)

@@ -8,6 +8,7 @@ from pathlib import Path
 from rest_deploy.bench import ceilings
 from rest_deploy.bench.explain import Explained, examine, opened
 from rest_deploy.contracts import Dims
+from rest_deploy.runtime.backend import HostBackend
 from rest_deploy.verbs.progress import Progress, silent
 
 
@@ -17,7 +18,7 @@ def profile(
     size: tuple[int, int],
     batch: int = 1,
     threads: int | None = None,
-    backend: ceilings.Runtime | None = None,
+    backend: HostBackend | None = None,
     progress: Progress = silent,
 ) -> Explained:
     """Profile `model` on a batch of noise of `size` (height, width), and measure the ceilings of

@@ -8,15 +8,16 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from rest_deploy.bench.ceilings import Runtime, best, cache_bytes, copy, measure, rate
+from rest_deploy.bench.ceilings import best, cache_bytes, copy, measure, rate
 from rest_deploy.bench.record import Ceilings
 from rest_deploy.engine.executed import Kernel
 from rest_deploy.errors import InputError, installed
 from rest_deploy.graph.probe import one_gemm
+from rest_deploy.runtime.backend import HostBackend
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_a_small_machine(runtime: Runtime) -> None:
+def test_a_small_machine(runtime: HostBackend) -> None:
     if not installed(runtime):
         pytest.skip(f"{runtime} is not installed")
     found = measure(runtime, 1, seconds=0, size=256)
@@ -65,7 +66,7 @@ def test_the_cache_is_one() -> None:
 
 def test_the_probe_is_one_product_in_either_precision(tmp_path: Path) -> None:
     """INT8 of the same numbers, so that what is timed is what is meant."""
-    values = np.random.default_rng(0).uniform(0, 2, (64, 64)).astype(np.float32)
+    values = np.random.default_rng(0).uniform(0, 2, (1, 1, 64, 64)).astype(np.float32)
     answers = []
     for precision in ("fp32", "int8"):
         path = tmp_path / f"{precision}.onnx"

@@ -11,7 +11,6 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from rest_deploy.bench.ceilings import Runtime
 from rest_deploy.bench.explain import examine, explain, opened
 from rest_deploy.bench.record import Ceilings
 from rest_deploy.cards import load_card
@@ -20,6 +19,7 @@ from rest_deploy.engine import onnxruntime_profile
 from rest_deploy.engine.executed import Executed, Kernel
 from rest_deploy.errors import ArtifactError, InputError, RestDeployError, ShapeError, installed
 from rest_deploy.model import cost
+from rest_deploy.runtime.backend import HostBackend
 
 SHAPE: Dims = (2, 3, 64, 96)
 LOW = Ceilings(gemm_gflops={"fp32": 1e-3}, copy_gb_per_s=1e-3, threads=1)
@@ -27,7 +27,7 @@ HIGH = Ceilings(gemm_gflops={"fp32": 1e6}, copy_gb_per_s=1e6, threads=1)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_nothing_is_lost(exported_nano: Path, backend: Runtime) -> None:
+def test_nothing_is_lost(exported_nano: Path, backend: HostBackend) -> None:
     """Every FLOP is in a kernel, nearly all time in a block."""
     if not installed(backend):
         pytest.skip(f"{backend} is not installed")
@@ -60,12 +60,12 @@ def test_what_the_profile_does_not_name_is_told(
     exported_nano: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost = Executed("onnxruntime/cpu", (Kernel("engine", "Engine", "fp32", (), (), 5.0, 5.0),),
-                    5, 9.0, 4.0)  # fmt: skip
+                    5, 4.0, 9.0)  # fmt: skip
     monkeypatch.setattr(onnxruntime_profile, "profile", lambda *_a, **_k: lost)
     found = examine(exported_nano, SHAPE)
     assert found.nowhere == 1.0
     assert any(words.startswith("100.0% of the counted FLOPs") for words in found.warnings)
-    assert any("add up to 5.00 ms, the same runs took 9.00" in words for words in found.warnings)
+    assert any("add up to 5.00 ms, a run takes 9.00 ms" in words for words in found.warnings)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,7 @@ def test_what_the_profile_does_not_name_is_told(
         (SHAPE, "missing.onnx", ArtifactError, "no such model"),
         (SHAPE, "x.engine", ArtifactError, "expected .onnx"),
         (SHAPE, "broken.onnx", ArtifactError, "is not an ONNX model"),
+        (SHAPE, "empty.onnx", ArtifactError, "has no input"),
     ],
 )
 def test_refusals(
@@ -90,6 +91,7 @@ def test_refusals(
     shutil.copy(exported_nano, tmp_path / "rest_nano.onnx")
     (tmp_path / "x.engine").write_bytes(b"plan")
     (tmp_path / "broken.onnx").write_bytes(b"\xff" * 9)
+    (tmp_path / "empty.onnx").write_bytes(b"")
     with pytest.raises(error, match=words):
         opened(tmp_path / name, shape)
 
@@ -130,7 +132,7 @@ def test_the_runtime_that_a_file_was_built_for(
     exported_nano: Path,
     monkeypatch: pytest.MonkeyPatch,
     built: dict[str, str],
-    backend: Runtime | None,
+    backend: HostBackend | None,
     expected: tuple[str, str],
 ) -> None:
     sidecar_with(monkeypatch, built)

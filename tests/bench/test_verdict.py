@@ -66,12 +66,12 @@ def blocks(**ms: float) -> tuple[BlockTime, ...]:
 
 def test_the_faster_one() -> None:
     assert advise([FLOAT, INT8], [TWICE]) == (
-        "Deploy INT8 on OpenVINO: 2x FP32 on ONNX Runtime at batch 1 (4.00 ms, 224x224), "
+        "Deploy INT8 on OpenVINO: 2.0x FP32 on ONNX Runtime at batch 1 (4.00 ms, 224x224), "
         "agreement 99.6% on 512 images."
     )
     slow = engine("openvino b", "int8", 16.0)
     said = advise([FLOAT, slow], [against("onnxruntime a", "openvino b", 0.5, "slower")])
-    assert said.startswith("Deploy FP32 on ONNX Runtime: 2x INT8 on OpenVINO at batch 1 (8.00 ms")
+    assert said.startswith("Deploy FP32 on ONNX Runtime: 2.0x INT8 on OpenVINO at batch 1 (8.00 ms")
 
 
 def test_it_says_what_else_its_time_goes_to() -> None:
@@ -131,6 +131,11 @@ def test_a_time_that_is_no_number_is_refused() -> None:
     assert advise([FLOAT, bad], []).startswith("Deploy FP32 on ONNX Runtime, the only one to adv")
 
 
+def test_a_precision_without_a_gate_is_refused() -> None:
+    odd = engine("openvino b", "int4", 4.0)
+    assert advise([FLOAT, odd], [TWICE]).endswith("has the precision int4, which has no gate.")
+
+
 def test_none_at_all() -> None:
     failed = engine("openvino b", "int8", 4.0, failed="it answered NaN.")
     assert advise([failed], []) == (
@@ -159,8 +164,8 @@ def test_level_engines_and_the_smaller_file(verdict: Verdict) -> None:
     assert said.startswith("Deploy INT8 on OpenVINO: level with FP32 on ONNX Runtime at batch 1")
     assert "ratio 1.04 (1.00 to 1.06), and its file is smaller;" in said
     clear = advise([FLOAT, INT8], [against("onnxruntime a", "openvino b", 1.04)])
-    assert "level" not in clear, "the same ratio, with confidence"
-    less = [against("onnxruntime a", "openvino b", 1.02)]
+    assert clear.startswith("Deploy INT8 on OpenVINO: 1.04x FP32"), "the same, with confidence"
+    less = [msgspec.structs.replace(TWICE, ratio=1.02, low=1.01, high=1.03)]
     assert "level" in advise([FLOAT, INT8], less), "certain, and too little to be of interest"
 
 
@@ -182,8 +187,19 @@ def test_level_engines_of_one_size_and_accuracy_and_the_simpler() -> None:
     assert "and nothing else tells them apart;" in said
 
 
+def test_three_level_engines() -> None:
+    third = engine("openvino c", "fp32", 8.05)
+    level = [
+        against("onnxruntime a", label, 1.0, "no difference")
+        for label in ("openvino b", "openvino c")
+    ]
+    said = advise([third, FLOAT, engine("openvino b", "int8", 8.01)], level)
+    assert "level with FP32 on ONNX Runtime, FP32 on OpenVINO at batch 1" in said
+    assert "ratio to the first 1.00" in said
+
+
 def test_without_ratios_the_noise_decides() -> None:
-    assert "1.1x" in advise([FLOAT, engine("openvino b", "int8", 7.4)], [])
+    assert "1.08x" in advise([FLOAT, engine("openvino b", "int8", 7.4)], [])
     noisy = engine("openvino b", "int8", 7.4, measurements=(measured(7.4, noise=0.2),))
     assert "level with" in advise([FLOAT, noisy], [])
 
@@ -214,7 +230,7 @@ def test_one_setting_at_a_time() -> None:
     )
     alone = msgspec.structs.replace(TWICE, threads=1, ratio=0.9, low=0.8, high=0.95)
     said = advise([plain, quick], [alone, TWICE])
-    assert "Deploy INT8 on OpenVINO: 2x FP32 on ONNX Runtime at batch 1 (4.00 ms" in said
+    assert "Deploy INT8 on OpenVINO: 2.0x FP32 on ONNX Runtime at batch 1 (4.00 ms" in said
     more = engine("openvino c", "int8", 1, measurements=(measured(10.0, threads=1),))
     said = advise([plain, quick, more], [alone, TWICE])
     assert said.startswith("Deploy FP32 on ONNX Runtime"), "one thread is what all were measured at"
@@ -229,7 +245,7 @@ def both(label: str, precision: str, ms: float, saturated: float) -> EngineResul
 def test_throughput_has_a_winner_of_its_own() -> None:
     fast, wide = both("openvino b", "int8", 4.0, 4.0), both("onnxruntime a", "fp32", 8.0, 2.0)
     said = advise([fast, wide], [TWICE])
-    assert said.startswith("Deploy INT8 on OpenVINO: 2x FP32 on ONNX Runtime")
+    assert said.startswith("Deploy INT8 on OpenVINO: 2.0x FP32 on ONNX Runtime")
     assert "For throughput take FP32 on ONNX Runtime instead: 500 images/s, not 250." in said
 
 
@@ -280,7 +296,7 @@ def test_a_gpu_needs_no_vnni() -> None:
 
 def test_engines_of_one_name_go_by_their_labels() -> None:
     twins = [engine("openvino default", "int8", 4.0), engine("openvino tuned", "int8", 2.0)]
-    assert advise(twins, []).startswith("Deploy openvino tuned: 2x openvino default at batch 1")
+    assert advise(twins, []).startswith("Deploy openvino tuned: 2.0x openvino default at batch 1")
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

@@ -86,3 +86,14 @@ def test_kernels_between_inserted_casts() -> None:
     name = "InsertedPrecisionFreeCast_r_nchwc"
     cast = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"], name=name)], "g", [], [])
     assert parts_of(cast, ORIGINAL) == {name: ("stem.conv1.Conv",)}
+
+
+def test_a_reorder_is_not_the_node_whose_result_it_makes() -> None:
+    blocked = helper.make_graph(
+        [
+            helper.make_node("Add", ["r", "b"], ["blocked"], name="add"),
+            helper.make_node("ReorderOutput", ["blocked"], ["a"], name="ReorderOutput"),
+        ],
+        "g", [], [],
+    )  # fmt: skip
+    assert parts_of(blocked, ORIGINAL) == {"add": ("add",), "ReorderOutput": ()}

@@ -9,7 +9,7 @@ import pytest
 
 from rest_deploy.engine.executed import LEAST_RUNS, Kernel
 from rest_deploy.engine.openvino_profile import kernels_of, profile
-from rest_deploy.errors import ArtifactError, installed
+from rest_deploy.errors import ArtifactError, InputError, installed
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
 needs_openvino = pytest.mark.skipif(not installed("openvino"), reason="OpenVINO is not installed")
@@ -55,5 +55,11 @@ def test_a_real_run(exported_nano: Path) -> None:
 def test_a_file_it_cannot_read(tmp_path: Path) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"nothing")
-    with pytest.raises(ArtifactError, match="OpenVINO cannot run"):
+    with pytest.raises(ArtifactError, match="OpenVINO cannot load"):
         profile(path, IMAGES, seconds=0)
+
+
+@needs_openvino
+def test_more_threads_than_cores(exported_nano: Path) -> None:
+    with pytest.raises(InputError, match="4000 threads were asked for; OpenVINO has"):
+        profile(exported_nano, IMAGES, threads=4000, seconds=0)

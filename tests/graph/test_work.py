@@ -121,6 +121,12 @@ def test_a_float_reader_keeps_the_float_tensor() -> None:
     assert work_of(quantized("other"), "relu").bytes == 2 * 4 * (2 * 3 * 32 * 48)
 
 
+def test_an_output_of_the_graph_keeps_the_float_tensor() -> None:
+    model = quantized()
+    model.graph.output.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, None))
+    assert work_of(model, "relu").bytes == 2 * 4 * (2 * 3 * 32 * 48)
+
+
 def test_what_passes_inside_a_kernel_is_not_moved() -> None:
     works = {work.node: work for work in count(quantized(), IMAGE)}
     pixels = 2 * 3 * 32 * 48
