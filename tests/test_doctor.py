@@ -317,7 +317,7 @@ class TestPackages:
                 name = package.names[-1 if package.other_module else 0]
                 assert f"{name}>={package.minimum}" in extras[match[1]]
                 checked += 1
-        assert checked == 9
+        assert checked == 10
         for mend in (doctor.GPU_ORT, *(job.mend for job in examine().jobs)):
             for names in re.findall(r"rest-deploy\[(.+?)\]", mend):
                 assert set(names.split(",")) <= set(extras)
