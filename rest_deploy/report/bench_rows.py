@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -141,18 +142,28 @@ def failures(record: Record) -> list[tuple[str, str]]:
 
 
 def warnings(record: Record) -> list[str]:
-    """Notes of the record, then of each measurement, equal ones of an engine together."""
-    places: dict[tuple[str, str], list[str]] = {}
+    """Notes of the record, then what measurements were warned of: those that differ in their
+    numbers alone together, since a busy machine would fill a page with them."""
+    alike: dict[str, list[tuple[str, str]]] = {}
+    total = 0
     for engine in working(record):
         for measured in engine.measurements:
-            for warning in measured.warnings:
-                where = places.setdefault((engine.label, warning), [])
-                where.append(f"{Case(measured.shape, measured.threads)} {measured.mode}")
-    return [
-        *record.notes,
-        *(f"{label}, {', '.join(dict.fromkeys(where))}: {warning}"
-          for (label, warning), where in places.items()),
-    ]  # fmt: skip
+            total += 1
+            place = f"{engine.label}, {Case(measured.shape, measured.threads)} {measured.mode}"
+            for warning in dict.fromkeys(measured.warnings):
+                pattern = re.sub(r"\d+(\.\d+)?", "0", warning)
+                alike.setdefault(pattern, []).append((place, warning))
+    return [*record.notes, *(_together(found, total) for found in alike.values())]
+
+
+def _together(found: list[tuple[str, str]], total: int) -> str:
+    """found: (place, warning) of warnings that are alike; total: measurements there are."""
+    place, warning = found[0]
+    if len(found) == 1:
+        return f"{place}: {warning}"
+    if {other for _, other in found} == {warning}:
+        return f"{len(found)} of {total} measurements: {warning}"
+    return f"{len(found)} of {total} measurements, such as {place}: {warning}"
 
 
 def base_label(record: Record) -> str:

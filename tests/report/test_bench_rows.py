@@ -166,13 +166,28 @@ def test_labels_must_tell_engines_apart(path: str, words: str) -> None:
         derived.sound(replaced(record(), path, name))
 
 
-def test_warnings_of_an_engine_are_said_once() -> None:
+def test_a_warning_of_one_measurement_says_where() -> None:
+    assert derived.warnings(record()) == [
+        *record().notes,
+        "openvino int8, 8x3x448x448 isolated: the clock fell by 9 % during the run",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("warnings", "words"),
+    [
+        (["hot", "hot"], "2 of 94 measurements: hot"),
+        (
+            ["noise 3.1 % is above 1 %", "noise 12 % is above 1 %"],
+            "2 of 94 measurements, such as onnxruntime fp32, 1x3x224x224 isolated: noise 3.1 % "
+            "is above 1 %",
+        ),
+    ],
+)
+def test_warnings_that_are_alike_are_said_once(warnings: list[str], words: str) -> None:
     sample = record()
-    engine = sample.engines[1]
-    warned = tuple(
-        msgspec.structs.replace(found, warnings=("hot",)) for found in engine.measurements[:6]
-    )
-    found = derived.warnings(replaced(sample, "engines.1.measurements", warned))
-    assert found[:2] == list(sample.notes)
-    assert [warning.count("hot") for warning in found[2:]] == [1, 0]
-    assert found[2].startswith("onnxruntime fp32, 1x3x224x224 isolated, 1x3x224x224 saturated, ")
+    for index, warning in enumerate(warnings):
+        sample = replaced(sample, f"engines.1.measurements.{index}.warnings", (warning,))
+    found = derived.warnings(sample)
+    assert found[len(sample.notes)] == words
+    assert len(found) == len(sample.notes) + 2  # and the sample's own
