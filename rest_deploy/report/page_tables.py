@@ -123,7 +123,7 @@ def _measured(found: Measurement, ratio: Ratio | None) -> list[Cell]:
         Cell(three(found.images_per_second), found.images_per_second),
         Cell(words.interval(ratio), ratio.ratio) if ratio else EMPTY,
         Cell(found.stopped_by, kind="wide"),
-        Cell("; ".join(found.warnings), kind="wide"),
+        Cell("; ".join(found.warnings), kind="wide long"),
     ]
 
 
