@@ -3,7 +3,7 @@
     python benchmarks/harness.py --checkpoint tests/assets/rest_nano_photos.safetensors \\
         --output F.json
 
-Run it alone on the machine; it takes about seven minutes. Three parts:
+Run it alone on the machine; it takes about six minutes. Three parts:
 
 - intervals: five ways to put an interval around a ratio, on synthetic noise whose truth is known;
   the one that `bench.statistics.paired_ratio` uses is "order". Coverage should be 95 %.
@@ -250,7 +250,7 @@ def overhead() -> dict[str, Any]:
 @click.command()
 @click.option("--checkpoint", type=PATH, required=True, help="Of rest_nano.")
 @click.option("--count", default=20, show_default=True, help="Trials of each kind.")
-@click.option("--seconds", default=2.0, show_default=True, help="Of each engine in a trial.")
+@click.option("--seconds", default=1.5, show_default=True, help="Of each engine in a trial.")
 @click.option("--synthetic", default=500, show_default=True, help="Trials of each noise.")
 @click.option("--threads", default=1, show_default=True, help="Of ONNX Runtime.")
 @click.option("--output", type=PATH, required=True)

@@ -12,16 +12,26 @@ if TYPE_CHECKING:
     from rest_deploy.cards import load_card
     from rest_deploy.runtime.classifier import Classifier, Prediction
     from rest_deploy.runtime.session import Session
+    from rest_deploy.runtime.specialize import ShapeLimits
     from rest_deploy.runtime.tensorrt import GpuOptions
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "GpuOptions", "Prediction", "Session", "__version__", "load_card"]
+__all__ = [
+    "Classifier",
+    "GpuOptions",
+    "Prediction",
+    "Session",
+    "ShapeLimits",
+    "__version__",
+    "load_card",
+]
 
 _HOME = {
     "Classifier": "rest_deploy.runtime.classifier",
     "GpuOptions": "rest_deploy.runtime.tensorrt",
     "Prediction": "rest_deploy.runtime.classifier",
     "Session": "rest_deploy.runtime.session",
+    "ShapeLimits": "rest_deploy.runtime.specialize",
     "load_card": "rest_deploy.cards",
 }
 

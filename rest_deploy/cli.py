@@ -22,7 +22,7 @@ for command in (
     *(build.export, build.calibrate, build.sensitivity, build.quantize, build.build_engine),
     *(build.deploy, build.refit),
     *(look.verify, look.predict, look.variants, look.inspect, look.lint, look.doctor),
-    *(measure.profile, measure.report, measure.compare),
+    *(measure.bench, measure.compare, measure.profile, measure.report),
 ):
     main.add_command(command)
 

@@ -6,7 +6,7 @@ Exit codes (documented in README.md, checked by tests/test_errors.py):
 code  meaning
 ====  ==========================================================================
 0     done
-1     the check ran and failed: parity or accuracy below the bound
+1     the check ran and failed: accuracy below the bound, slower than allowed
 2     wrong command line (click's own code)
 3     bad input: a card, checkpoint, model file, image or tensor
 4     something is missing on this machine: a package, a device, a backend

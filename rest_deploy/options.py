@@ -21,7 +21,7 @@ workspace_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, 1024), help="Threads per operator. [default: all cores]"
+    "--threads", type=click.IntRange(1, 1024), help="Threads of one call. [default: all cores]"
 )
 
 
@@ -82,7 +82,7 @@ def build_options(function: Any) -> Any:
             )
         ),
         calibration_options,
-        click.option("--recipe", help="Packaged one or a .toml. [default: the precision]"),
+        click.option("--recipe", help="Packaged one or a .toml. [default: the precision's]"),
         click.option("--table", type=PATH, help="Use this calibration table."),
         click.option(
             "--rest", type=click.Choice(["fp32", "fp16", "bf16"]),
@@ -143,6 +143,13 @@ def tensorrt_options(function: Any) -> Any:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def backend_option(function: Any) -> Any:
+    from rest_deploy.runtime.backend import NAMES
+
+    text = "Of a .onnx file. [default: the one MODEL was built for, else onnxruntime]"
+    return click.option("--backend", type=click.Choice(NAMES), help=text)(function)
 
 
 def provider_option(function: Any) -> Any:

@@ -35,6 +35,15 @@ def trained_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield from _unchanged(folder / "rest_nano.onnx")
 
 
+@pytest.fixture
+def no_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which `auto` does not find OpenVINO."""
+    from rest_deploy.engine import backends
+
+    real = backends.installed
+    monkeypatch.setattr(backends, "installed", lambda name: name != "openvino" and real(name))
+
+
 def _unchanged(model: Path) -> Iterator[Path]:
     before = [sha256_file(path) for path in (model, sidecar_path(model))]
     yield model

@@ -109,3 +109,24 @@ def test_no_percentage(stored: dict[str, Path], value: str) -> None:
     )
     assert result.exit_code == 2
     assert "is not a percentage like 5%" in result.stderr
+
+
+def test_the_three_commands(tmp_path: Path) -> None:
+    """As they stand in the README, but for the small model and less time."""
+    workspace = ("--workspace", str(tmp_path))
+    done("export", "--variant", "nano", *workspace)
+    done("build-engine", "--int8", "--limit", "16", "--gate-images", "16", *workspace)
+    said = done("bench", "--seconds", "0.2", "--images", "16", "--batches", "1", *workspace)
+    assert "1x3x224x224, isolated" in said
+    assert "PyTorch" in said
+    (record,) = tmp_path.glob("bench/*.json")
+    (page,) = tmp_path.glob("bench/*.html")
+    assert f"wrote {record}" in said
+    assert f"wrote {page}" in said
+    assert said.count("\n") < 60, "a report that is read"
+    assert "fp32 export" in done("report", record)
+    assert "no difference" in done("compare", record, record)
+    found = json.loads(done("bench", "--seconds", "0.1", "--images", "16", "--batches", "1",
+                            "--no-pytorch", "--no-profile", "--no-cold-start", "--in-flight", "1",
+                            "--json", *workspace))  # fmt: skip
+    assert len(found["record"]["engines"]) == 2

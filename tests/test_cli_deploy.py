@@ -25,7 +25,7 @@ LESS = ("--limit", "16", "--gate-images", "16")
 
 def arguments(workspace: Path, *more: str) -> list[Any]:
     return ["deploy", "--variant", "nano", "--checkpoint", TRAINED_WEIGHTS, "--int8",
-            "--workspace", workspace, *LESS, *more]  # fmt: skip
+            "--backend", "onnxruntime", "--workspace", workspace, *LESS, *more]  # fmt: skip
 
 
 def deployed(workspace: Path, *more: str) -> DeployReport:

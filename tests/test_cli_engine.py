@@ -20,6 +20,7 @@ from rest_deploy.engine import tensorrt
 from tests.test_cli import CLONE, INTERRUPTIBLE, done, eventually, refused, run, untouched
 
 pytest.importorskip("tensorrt_rtx_bindings")
+ORT = ("--backend", "onnxruntime")
 RTX = ("--backend", "tensorrt-rtx", "--limit", "24", "--gate-images", "22", "--target-sm", "89")
 
 
@@ -171,7 +172,7 @@ def test_int8_and_fp16_in_one_file(workspace: Path) -> None:
     assert {check["name"] for check in report["build"]["gate"]["checks"]} >= {
         "least range use", "most range use", "weight error",
     }  # fmt: skip
-    refused(run("build-engine", "--rest", "fp16", "--workspace", workspace), 3,
+    refused(run("build-engine", "--rest", "fp16", *ORT, "--workspace", workspace), 3,
             "onnxruntime on a CPU has no fp16 kernels", "--backend tensorrt-rtx")  # fmt: skip
     refused(run("quantize", "--fp16", "--rest", "fp16", "--workspace", workspace), 3,
             "--rest goes with --int8 or --fp8")  # fmt: skip
@@ -217,9 +218,11 @@ def test_what_is_refused_before_anything_is_done(workspace: Path) -> None:
         no(3, *rtx, "--expect-coverage", "99", words=("without --expect-histogram",))
         no(3, *histogram, "--expect-coverage", "nan", words=("expected percent, above 0 to 100",))
         no(3, *rtx, "--timing-cache", "timings", words=("--timing-cache is not for TensorRT-RTX",))
-        no(3, "--timing-cache", "timings", words=("goes with TensorRT, not with onnxruntime",))
-        no(3, "--dry-run", words=("--dry-run goes with TensorRT, not with onnxruntime",))
-        no(3, "--max-shapes", "4x3x64x64", words=("goes with TensorRT, not with onnxruntime",))
+        no(3, *ORT, "--timing-cache", "timings",
+           words=("goes with TensorRT, not with onnxruntime",))  # fmt: skip
+        no(3, *ORT, "--dry-run", words=("--dry-run goes with TensorRT, not with onnxruntime",))
+        no(3, *ORT, "--max-shapes", "4x3x64x64",
+           words=("goes with TensorRT, not with onnxruntime",))  # fmt: skip
 
 
 def test_a_failed_build_keeps_the_engine_that_was_there(workspace: Path) -> None:
@@ -259,6 +262,7 @@ def test_a_full_disk_keeps_the_engine_that_was_there(
     assert read_sidecar(engine) is not None
 
 
+@pytest.mark.usefixtures("no_openvino")
 def test_without_tensorrt(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt, "installed", lambda _name: False)
     with untouched(workspace):

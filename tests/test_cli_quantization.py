@@ -23,6 +23,9 @@ from tests.conftest import TRAINED_WEIGHTS
 from tests.quant.test_dataset import photo_like
 from tests.test_cli import CLONE, INTERRUPTIBLE, done, error_of, eventually, refused, run, untouched
 
+pytestmark = pytest.mark.usefixtures("no_openvino")
+"""`auto` is ONNX Runtime's CPU here; test_cli_openvino.py has the other machine."""
+
 FEW = ("--limit", "24", "--gate-images", "22")
 
 

@@ -1,8 +1,7 @@
 """What this machine reaches: a large GEMM in the engine's runtime, and a copy.
 
 Each is the best of repeated runs: other load only ever makes them slower. The GEMM is a graph of
-one node, timed by the runtime's own profiler, so that neither quantizing its input nor the call
-counts.
+one node, timed by the runtime's own profiler: quantizing its input does not count, nor the call.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from rest_deploy.bench.environment import cores
 from rest_deploy.bench.record import Ceilings
 from rest_deploy.engine import onnxruntime_profile, openvino_profile
 from rest_deploy.engine.executed import Executed, Kernel
@@ -163,10 +163,3 @@ def cache_bytes() -> int:
         if text.endswith("K") and text[:-1].isdigit():
             sizes.append(int(text[:-1]) * 1024)
     return max(sizes, default=CACHE_BYTES)
-
-
-def cores() -> int:
-    """That this process may use."""
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -94,6 +94,7 @@ def examine(
 
     backend: None for the one the file was built for, else ONNX Runtime. ceilings: without them
     `floor_ms` is 0.
+    FLOPs and bytes are 0, with a warning, for a graph whose shapes cannot be inferred.
     Raises `ArtifactError` (missing, damaged, an engine of a GPU), `ShapeError`,
     `MissingDependencyError`, `VerificationError` (a profile that tells nothing).
     """
@@ -118,21 +119,21 @@ def examine(
         blocks=blocks,
         costliest=tuple(LayerTime(**vars(layer)) for layer in costliest),
         ceilings=ceilings,
-        warnings=_warnings(
-            executed, blocks, roofline.unowned_flops(executed.kernels, source.works)
-        ),
+        warnings=_warnings(executed, source, blocks),
     )
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file that can be profiled. inference: of OpenVINO's float layers; works: counted nodes."""
+    """A file that can be profiled. inference: of OpenVINO's float layers; works: counted nodes;
+    uncounted: why there are none."""
 
     file: Path
     runtime: machine.Runtime
     inference: Literal["f32", "bf16"]
     dtype: np.dtype[np.generic]
     works: tuple[Work, ...]
+    uncounted: str
 
 
 def opened(file: Path, shape: Dims, backend: machine.Runtime | None = None) -> Source:
@@ -168,7 +169,10 @@ def opened(file: Path, shape: Dims, backend: machine.Runtime | None = None) -> S
     except Exception as error:  # protobuf's classes share no public base
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{file} is not an ONNX model: {reason}") from error
-    works = count(model, shape)
+    try:
+        works, uncounted = count(model, shape), ""
+    except ArtifactError as error:  # of another tool: its times can be told all the same
+        works, uncounted = (), error.message
     for_openvino = built is not None and built.backend == "openvino"
     sixteen = built is not None and "bf16" in (built.precision, built.rest)
     number = model.graph.input[0].type.tensor_type.elem_type
@@ -178,6 +182,7 @@ def opened(file: Path, shape: Dims, backend: machine.Runtime | None = None) -> S
         inference="bf16" if sixteen else "f32",
         dtype=onnx.helper.tensor_dtype_to_np_dtype(number),
         works=works,
+        uncounted=uncounted,
     )
 
 
@@ -190,13 +195,19 @@ def _profile(source: Source, shape: Dims, threads: int | None, seconds: float) -
     return onnxruntime_profile.profile(source.file, images, threads=threads, seconds=seconds)
 
 
-def _warnings(executed: Executed, blocks: tuple[BlockTime, ...], unowned: float) -> tuple[str, ...]:
+def _warnings(executed: Executed, source: Source, blocks: tuple[BlockTime, ...]) -> tuple[str, ...]:
     warnings = []
     if executed.kernel_ms and executed.profiled_ms > STEADY * executed.kernel_ms:
         warnings.append(
             f"the kernels add up to {executed.kernel_ms:.2f} ms, the same runs took "
             f"{executed.profiled_ms:.2f} ms: other load on this machine, or time between kernels"
         )
+    if source.uncounted:
+        warnings.append(
+            f"neither FLOPs nor bytes are known: {source.uncounted}; blocks are told by the names "
+            "that rest-deploy export gives"
+        )
+    unowned = roofline.unowned_flops(executed.kernels, source.works)
     if unowned > MOST_UNOWNED:
         warnings.append(
             f"{unowned:.1%} of the counted FLOPs are in no kernel that the profile names: "

@@ -122,7 +122,7 @@ def _point(
                 answers = Answers(inputs=INPUTS, batch=point.batch, classes=plan.classes)
                 call = caller(entrant.engine, point, plan)
                 found = Turns(entrant.subject.label, point, call, answers, clock)
-                found.prepare(plan)
+                found.prepare(plan, pool)
                 turns[found.label] = found
                 racing.append(entrant)
         before = look()

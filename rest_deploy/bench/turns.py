@@ -28,6 +28,12 @@ Answered = tuple[Float32, DeviceTimes | None]
 MOST_RUNS = 1000
 """In one turn, of an engine however fast."""
 
+LEAST_WARMUP = 0.2
+"""Seconds, as trtexec: of a fast engine ten steady runs are over before a clock has risen."""
+
+LONG = 10
+"""Blocks that a single run takes where what the caches hold before it no longer matters."""
+
 PARTS = ("h2d", "compute", "d2h", "enqueue")
 
 
@@ -57,8 +63,9 @@ class Turns:
     settled: bool = False
     stop: Stop | None = None
 
-    def prepare(self, plan: Plan) -> None:
-        """Answer every input once, then warm up until the times are steady or the time is over.
+    def prepare(self, plan: Plan, pool: ThreadPoolExecutor | None) -> None:
+        """Answer every input once, then warm up until the times are steady or the time is over;
+        with a pool, also a turn of it, in which a GPU's further lanes are made.
 
         Raises what the engine raises, and `WrongAnswer`.
         """
@@ -69,19 +76,27 @@ class Turns:
         while True:
             times.append(self._run(len(times), keep=False))
             self.settled = steady(times)
+            spent = sum(times) / 1e3
             # The least: a TensorRT lane captures its graph in the second run of a shape.
-            if len(times) >= 2 and (self.settled or sum(times) >= plan.warmup_seconds * 1e3):
+            if len(times) >= 2 and (
+                spent >= plan.warmup_seconds or (self.settled and spent >= LEAST_WARMUP)
+            ):
                 break
         self.running = 0.0
+        if pool is not None:
+            self._overlapping(plan, pool)
 
     def turn(self, plan: Plan, pool: ThreadPoolExecutor | None) -> None:
-        """Run once without counting, since the caches are another engine's, then a block of runs.
+        """Run once without counting, since the caches are another engine's, then a block of runs;
+        with a pool, as many requests at once as the point says.
 
         Raises what the engine raises, and `WrongAnswer`.
         """
         if pool is None:
-            self._run(0, keep=False)
-            self._alone(plan.block_seconds * 1e3)
+            block_ms = plan.block_seconds * 1e3
+            if not self.samples or self.samples[-1] < LONG * block_ms:
+                self._run(0, keep=False)
+            self._alone(block_ms)
         else:
             self._together(plan, pool)
 
@@ -109,7 +124,18 @@ class Turns:
         return spent
 
     def _together(self, plan: Plan, pool: ThreadPoolExecutor) -> None:
-        """`in_flight` threads, each with its next request as soon as it has an answer."""
+        done = self._overlapping(plan, pool)
+        count, seconds = full_load(done)
+        self.finished += count
+        self.wall += seconds
+        spans = sorted((end, end - start) for worker in done for start, end in worker)
+        self.samples += [span / 1e6 for _, span in spans]
+        self.busy += (max(end for end, _ in spans) - min(w[0][0] for w in done)) / 1e9
+        self.rounds.append(seconds / count * 1e3)
+
+    def _overlapping(self, plan: Plan, pool: ThreadPoolExecutor) -> list[list[tuple[int, int]]]:
+        """`in_flight` threads, each with its next request as soon as it has an answer; (start, end)
+        in ns of the requests of each. The first request of each is not counted."""
         flying = self.point.in_flight
         barrier = threading.Barrier(flying)
         over = threading.Event()
@@ -118,6 +144,7 @@ class Turns:
         def work(worker: int) -> list[tuple[int, int]]:
             found: list[tuple[int, int]] = []
             try:
+                self.answers.check(worker % INPUTS, self.call(worker % INPUTS)[0])
                 barrier.wait()
                 end = self.clock() + round(plan.saturated_seconds * 1e9)
                 while not over.is_set() and (self.clock() < end or len(found) < least):
@@ -138,14 +165,7 @@ class Turns:
             # Others then fail for the broken barrier: that is not the reason.
             real = [e for e in failures if not isinstance(e, threading.BrokenBarrierError)]
             raise (real or failures)[0]
-        done = [future.result() for future in pending]
-        count, seconds = full_load(done)
-        self.finished += count
-        self.wall += seconds
-        spans = sorted((end, end - start) for worker in done for start, end in worker)
-        self.samples += [span / 1e6 for _, span in spans]
-        self.busy += (max(end for end, _ in spans) - min(w[0][0] for w in done)) / 1e9
-        self.rounds.append(seconds / count * 1e3)
+        return [future.result() for future in pending]
 
     def images_per_second(self) -> float:
         """Over all turns: of requests one after another their own time, saturated wall time."""

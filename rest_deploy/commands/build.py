@@ -138,7 +138,7 @@ def quantize(model: Path | None, workspace: Path | None, as_json: bool, **option
 @click.command("build-engine")
 @click.argument("model", type=PATH, required=False)
 @click.option("--backend", default="auto", show_default=True,
-              help="auto, tensorrt, tensorrt-rtx, onnxruntime.")  # fmt: skip
+              help="auto, tensorrt, tensorrt-rtx, openvino, onnxruntime.")  # fmt: skip
 @provider_options
 @build_options
 @tensorrt_options
@@ -179,7 +179,7 @@ def build_engine(
 @click.option("--variant", required=True, help="lite, small, base, large, nano, or a card (.toml).")
 @export_options
 @click.option("--backend", default="auto", show_default=True,
-              help="auto, tensorrt, tensorrt-rtx, onnxruntime.")  # fmt: skip
+              help="auto, tensorrt, tensorrt-rtx, openvino, onnxruntime.")  # fmt: skip
 @build_options
 @tensorrt_options
 def deploy(

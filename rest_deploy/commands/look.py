@@ -11,6 +11,7 @@ import click
 from rest_deploy.console import Numbers, Sizes, show
 from rest_deploy.options import (
     PATH,
+    backend_option,
     json_option,
     provider_option,
     threads_option,
@@ -31,6 +32,7 @@ from rest_deploy.options import (
 @click.option("--batches", type=Numbers(), help="Like 1,5. [default: 1,5]")
 @click.option("--images", type=PATH, help="Folder of photos. [default: scikit-image's]")
 @click.option("--checkpoint", type=PATH, help="Where the exported weights are now.")
+@backend_option
 @provider_option
 @threads_option
 @workspace_option
@@ -69,6 +71,7 @@ def verify(
     metavar="EXPORT",
     help="Run an engine without a sidecar; EXPORT is the model it was built from.",
 )
+@backend_option
 @provider_option
 @threads_option
 @json_option
@@ -76,8 +79,10 @@ def predict(model: Path, images: tuple[Path, ...], top: int, as_json: bool, **op
     """Classify IMAGES with MODEL, an ONNX file or an engine. Needs no PyTorch."""
     from rest_deploy.report import text
     from rest_deploy.runtime.classifier import Classifier
+    from rest_deploy.runtime.specialize import NEVER
 
-    classifier = Classifier.open(model, **options)
+    # Every image once: no shape comes often enough to compile for it.
+    classifier = Classifier.open(model, specialize=NEVER, **options)
     found = [
         text.ImagePredictions(image=str(image), predictions=tuple(classifier.classify(image, top)))
         for image in images

@@ -2,14 +2,59 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rest_deploy.console import Percent, Sizes, progress, show
-from rest_deploy.options import PATH, json_option, threads_option
+from rest_deploy.console import Numbers, Percent, Sizes, counter, progress, show
+from rest_deploy.options import PATH, json_option, threads_option, workspace_option
+
+
+@click.command()
+@click.argument("engines", type=PATH, nargs=-1)
+@click.option("--sizes", type=Sizes(), default=(), help="Like 224,384x512. [default: the card's]")
+@click.option("--batches", type=Numbers(), default=(1, 8), help="[default: 1,8]")
+@click.option("--threads", type=Numbers(), default=(0,), help="Per operator. [default: all cores]")
+@click.option("--in-flight", type=click.IntRange(1, 256), default=2, show_default=True,
+              help="Requests at once where throughput is measured; 1: it is not.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=5.0, show_default=True,
+              help="At most, for each engine at each shape and mode.")  # fmt: skip
+@click.option("--noise", type=Percent(), default=0.01, help="Target, to stop early. [default: 1%]")
+@click.option("--images", type=click.IntRange(min=16), default=64, show_default=True,
+              help="Real ones, for the accuracy.")  # fmt: skip
+@click.option("--checkpoint", type=PATH, help="Where the exported weights are now.")
+@click.option("--no-pytorch", is_flag=True, help="Leave PyTorch out.")
+@click.option("--no-profile", is_flag=True, help="Do not time layers.")
+@click.option("--no-cold-start", is_flag=True, help="Do not start fresh processes.")
+@workspace_option
+@json_option
+def bench(engines: tuple[Path, ...], workspace: Path | None, as_json: bool, **options: Any) -> None:
+    """How fast and how accurate are ENGINES (default: all of the workspace), and which to deploy?
+
+    Compares them with PyTorch in interleaved rounds, explains where their time goes, and writes a
+    record (JSON) and a page (HTML) into the workspace.
+    """
+    from rest_deploy import artifact, verbs
+    from rest_deploy.report import bench as text
+    from rest_deploy.report import page
+
+    for part in ("pytorch", "profile", "cold_start"):
+        options[part] = not options.pop(f"no_{part}")
+    report = verbs.bench(
+        engines,
+        verbs.BenchWishes(**options),
+        workspace=artifact.workspace(workspace),
+        command=shlex.join(["rest-deploy", *sys.argv[1:]]),
+        progress=progress(as_json),
+        counter=counter(as_json),
+    )
+    target = verbs.page_path(Path(report.record_file), None)
+    artifact.write_text(target, page.page(report.record))
+    written = (report.record_file, str(target))
+    show(report, as_json, lambda found: text.bench(found.record, written))
 
 
 @click.command()

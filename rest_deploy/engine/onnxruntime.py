@@ -113,13 +113,13 @@ def kernels(path: Path) -> list[tuple[str, str]]:
     original = onnx.load(path, load_external_data=False).graph
     makers = {output: node for node in original.node for output in node.output}
     return [
-        (_original_name(node.name, makers), "int8" if node.op_type in INTEGER_KERNELS else "float")
+        (original_name(node.name, makers), "int8" if node.op_type in INTEGER_KERNELS else "float")
         for node in graph.node
         if node.op_type in INTEGER_KERNELS | FLOAT_KERNELS
     ]
 
 
-def _original_name(name: str, makers: Mapping[str, onnx.NodeProto]) -> str:
+def original_name(name: str, makers: Mapping[str, onnx.NodeProto]) -> str:
     """Of a node after fusions, which append "/MatmulTransposeFusion/" and the like, or call a
     blocked convolution after the tensor it makes, behind its activation.
 
@@ -168,5 +168,5 @@ def _layer(name: str, makers: Mapping[str, onnx.NodeProto]) -> str:
     """ "stage1.0:mlp" of a node after fusions; its own name where it has no role."""
     from rest_deploy.graph.roles import place
 
-    original = _original_name(name, makers)
+    original = original_name(name, makers)
     return str(place(original) or original)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rest_deploy.engine.executed import WARM_UP, Executed, Kernel, durations, over_runs
-from rest_deploy.engine.onnxruntime import INTEGER_KERNELS, _original_name
+from rest_deploy.engine.onnxruntime import INTEGER_KERNELS, original_name
 from rest_deploy.engine.onnxruntime_session import open_session, reason
 from rest_deploy.engine.placement import read_times
 from rest_deploy.engine.providers import DEFAULTS
@@ -19,6 +19,9 @@ from rest_deploy.errors import ArtifactError
 
 if TYPE_CHECKING:
     import onnx
+
+INSERTED_CAST = "InsertedPrecisionFreeCast_"
+"""Begins the name of what was fused with a cast that ONNX Runtime put in for a 16-bit graph."""
 
 
 def profile(
@@ -76,10 +79,16 @@ def kernels_of(
     nodes = {node.name: node for node in optimized.node}
     parts = parts_of(optimized, original)
     found = []
-    for name, median, least in times:
+    for index, (name, median, least) in enumerate(times):
         node = nodes.get(name)
-        after = {r: None for out in node.output for r in readers.get(out, ())} if node else {}
-        operator = node.op_type if node else ""
+        if node is None:  # of a function that was inlined later: what runs next is its reader
+            operator, after = (
+                "",
+                {following: None for following, *_ in times[index + 1 : index + 2]},
+            )
+        else:
+            operator = node.op_type
+            after = {r: None for out in node.output for r in readers.get(out, ())}
         found.append(
             Kernel(
                 name=name,
@@ -104,7 +113,8 @@ def parts_of(
     makers = {output: node for node in original.node for output in node.output}
     found: dict[str, tuple[str, ...]] = {}
     for node in optimized.node:
-        for name in (node.name, _original_name(node.name, makers)):
+        own = node.name.removeprefix(INSERTED_CAST)
+        for name in (own, original_name(own, makers)):
             if name in names:
                 found[node.name] = (name,)
                 break

@@ -61,7 +61,7 @@ def profile(
         [(layer.node_name, layer.real_time.total_seconds() * 1e3) for layer in run]
         for run in seen[WARM_UP:]
     ]
-    executed = [_operation(op) for op in counted.get_runtime_model().get_ordered_ops()]
+    executed = [operation(op) for op in counted.get_runtime_model().get_ordered_ops()]
     return Executed(
         backend="openvino/cpu",
         kernels=kernels_of(executed, over_runs(runs)),
@@ -78,7 +78,7 @@ def _call(
     return lambda: request.infer({0: images}, share_inputs=True)
 
 
-def _operation(op: openvino.Node) -> Kernel:
+def operation(op: openvino.Node) -> Kernel:
     """One of the graph that OpenVINO executes; constants are part of it."""
     info = {key: str(value.astype(str)) for key, value in op.get_rt_info().items()}
     readers = (port.get_node() for output in op.outputs() for port in output.get_target_inputs())

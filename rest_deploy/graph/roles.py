@@ -77,14 +77,18 @@ _OF_ROLE: dict[Role, Kind] = {
 }  # fmt: skip
 
 _OF_OPERATOR: dict[str, Kind] = {
-    "Conv": "conv",
-    "Gemm": "gemm",
-    "MatMul": "gemm",
+    **dict.fromkeys(
+        ("Conv", "FusedConv", "NhwcFusedConv", "QLinearConv", "ConvInteger", "Convolution"), "conv"
+    ),
+    **dict.fromkeys(
+        ("Gemm", "MatMul", "FusedGemm", "FusedMatMul", "QGemm", "QLinearMatMul", "MatMulInteger",
+         "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "FullyConnected"),
+        "gemm",
+    ),
     "Softmax": "attention",
-    "LayerNormalization": "norm",
-    "SkipLayerNormalization": "norm",  # ONNX Runtime's, with the residual before it
-    "MVN": "norm",  # OpenVINO's, of a LayerNormalization
-}
+    **dict.fromkeys(("LayerNormalization", "SkipLayerNormalization", "MVN"), "norm"),
+}  # fmt: skip
+"""ONNX's operators, and what ONNX Runtime and OpenVINO make of them."""
 
 _PARTS: tuple[tuple[str, str], ...] = (
     (r"stem\..*", "stem"),

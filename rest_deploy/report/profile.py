@@ -19,7 +19,8 @@ NONE = "-"
 
 
 def profile(found: Explained) -> str:
-    threads = f"{found.threads} threads" if found.threads else "all cores"
+    several = "s" if found.threads > 1 else ""
+    threads = f"{found.threads} thread{several}" if found.threads else "all cores"
     lines = [
         f"{found.model} on {found.backend}, {found.batch}x3x{found.height}x{found.width}, "
         f"{threads}, median of {found.runs} runs",

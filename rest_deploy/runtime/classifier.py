@@ -17,6 +17,7 @@ from rest_deploy.runtime.session import Session
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from rest_deploy.runtime.specialize import ShapeLimits
     from rest_deploy.runtime.tensorrt import GpuOptions
 
 
@@ -44,13 +45,25 @@ class Classifier:
         cls,
         path: str | Path,
         *,
+        backend: str | None = None,
         provider: str | None = None,
         threads: int | None = None,
+        specialize: ShapeLimits | None = None,
         gpu: GpuOptions | None = None,
         trust: str | Path | None = None,
     ) -> Classifier:
         """See `Session.open`."""
-        return cls(Session.open(path, provider=provider, threads=threads, gpu=gpu, trust=trust))
+        return cls(
+            Session.open(
+                path,
+                backend=backend,
+                provider=provider,
+                threads=threads,
+                specialize=specialize,
+                gpu=gpu,
+                trust=trust,
+            )
+        )
 
     def classify(
         self, image: str | Path | bytes | Image | npt.NDArray[np.uint8], top: int = 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -10,10 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from rest_deploy.artifact import Sidecar, parse_metadata, read_sidecar
-from rest_deploy.contracts import SMALLEST_SIDE, ModelMetadata, Runner
+from rest_deploy.contracts import SMALLEST_SIDE, Dims, ModelMetadata, Runner
 from rest_deploy.engine.onnxruntime import OnnxRuntimeRunner
+from rest_deploy.engine.openvino import metadata_json
 from rest_deploy.errors import ArtifactError, InputError, ShapeError
+from rest_deploy.runtime.backend import backend_for, open_openvino
 from rest_deploy.runtime.provider import provider_for
+from rest_deploy.runtime.specialize import ShapeLimits, SpecializingRunner
 
 if TYPE_CHECKING:
     from rest_deploy.runtime.exchange import DeviceArray
@@ -43,16 +47,21 @@ class Session:
         cls,
         path: str | Path,
         *,
+        backend: str | None = None,
         provider: str | None = None,
         threads: int | None = None,
+        specialize: ShapeLimits | None = None,
         gpu: GpuOptions | None = None,
         trust: str | Path | None = None,
         metadata: ModelMetadata | None = None,
     ) -> Session:
         """Load a model file written by rest-deploy; its sidecar, if there, must match its bytes.
 
-        provider and threads: for .onnx; of ONNX Runtime, a name of `engine.providers`, None for the
-        one the file was built for, else the CPU; and per operator, None for all cores.
+        backend, provider and threads: for .onnx; "onnxruntime" or "openvino", None for the one the
+        file was built for, else ONNX Runtime; of ONNX Runtime, a name of `engine.providers`, None
+        for the one the file was built for, else the CPU; and of one call, None for all cores.
+        specialize: of OpenVINO alone, its compilations for shapes that come often; None for the
+        usual limits, see `runtime.specialize`.
         gpu and trust: for .engine; `trust` names the export that an engine without a sidecar was
         built from, and loads it although nothing says who built it: an engine is executable code.
         metadata: instead of the file's own.
@@ -62,10 +71,11 @@ class Session:
         if not path.is_file():
             raise ArtifactError(f"no such model: {path}", hint="rest-deploy export --variant lite")
         if path.suffix == ".engine":
-            if provider is not None:
-                raise InputError(
-                    f"{path} is an engine of TensorRT; --provider {provider} is for ONNX models"
-                )
+            for option, value in (("--backend", backend), ("--provider", provider)):
+                if value is not None:
+                    raise InputError(
+                        f"{path} is an engine of TensorRT; {option} {value} is for ONNX models"
+                    )
             return cls._open_engine(path, gpu, None if trust is None else Path(trust))
         if path.suffix != ".onnx":
             raise ArtifactError(
@@ -74,10 +84,28 @@ class Session:
         if trust is not None:
             raise InputError(f"{path} is no engine: an ONNX model runs no code, nothing to trust")
         sidecar = read_sidecar(path)
+        if backend_for(sidecar, backend, provider) == "openvino":
+            return cls._open_openvino(path, sidecar, threads, specialize, metadata)
         name, options = provider_for(path, sidecar, provider)
         runner = OnnxRuntimeRunner(path, provider=name, options=options, threads=threads)
         described = metadata or parse_metadata(runner.metadata_json, path)
         return cls(runner, described, path, sidecar)
+
+    @classmethod
+    def _open_openvino(
+        cls,
+        path: Path,
+        sidecar: Sidecar | None,
+        threads: int | None,
+        limits: ShapeLimits | None,
+        metadata: ModelMetadata | None,
+    ) -> Session:
+        runner = open_openvino(path, sidecar, threads, limits)
+        if metadata is None and sidecar is not None:
+            metadata = sidecar.metadata  # a cached model is compiled already: the file is not read
+        if metadata is None:
+            metadata = parse_metadata(metadata_json(path), path)
+        return cls(runner, metadata, path, sidecar)
 
     @classmethod
     def _open_engine(cls, path: Path, gpu: GpuOptions | None, trust: Path | None) -> Session:
@@ -104,6 +132,22 @@ class Session:
         feed = np.ascontiguousarray(images, dtype=self.runner.inputs[0].dtype)
         outputs = self.runner.infer({self.runner.inputs[0].name: feed})
         return outputs[self.runner.outputs[0].name].astype(np.float32, copy=False)
+
+    def warm_up(self, shapes: Iterable[Dims]) -> None:
+        """Make it ready for these input shapes (batch, 3, height, width), so that their first
+        requests are as fast as later ones: OpenVINO compiles for each, others run once.
+
+        Requests of other threads go on meanwhile. Raises `ShapeError`, and `InputError` for more
+        shapes than OpenVINO keeps compiled.
+        """
+        wanted = list(shapes)
+        for shape in wanted:
+            check_images(np.broadcast_to(np.float32(0), shape))
+        if isinstance(self.runner, SpecializingRunner):
+            self.runner.warm_up(wanted)
+            return
+        for shape in wanted:
+            self.run(np.zeros(shape, np.float32))
 
     def run_on_device(
         self, images: object, *, out: object | None = None, stream: object | None = None

@@ -1,5 +1,6 @@
 """The functions behind the commands: each composes stages and returns one frozen report."""
 
+from rest_deploy.verbs.bench import BenchReport, BenchWishes, bench
 from rest_deploy.verbs.build import (
     BuildReport,
     EnginePlan,
@@ -25,6 +26,8 @@ from rest_deploy.verbs.variants import VariantRow, VariantTable, variants
 from rest_deploy.verbs.verify import open_session, verify
 
 __all__ = [
+    "BenchReport",
+    "BenchWishes",
     "BuildReport",
     "CalibrationReport",
     "Counter",
@@ -43,6 +46,7 @@ __all__ = [
     "VariantRow",
     "VariantTable",
     "Wishes",
+    "bench",
     "build_engine",
     "calibrate",
     "check_backend",

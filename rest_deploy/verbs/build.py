@@ -24,7 +24,7 @@ from rest_deploy.engine.tensorrt import MODULES as FLAVOURS
 from rest_deploy.errors import InputError, require
 from rest_deploy.quant.recipe import load_recipe
 from rest_deploy.runtime.session import Session
-from rest_deploy.verbs import engine, provider
+from rest_deploy.verbs import engine, openvino, provider
 from rest_deploy.verbs.calibrate import CalibrationReport
 from rest_deploy.verbs.gate import gate_data
 from rest_deploy.verbs.judge import ITSELF, Judge, on_gpu
@@ -182,7 +182,10 @@ def _build(
     source = open_export(model, workspace)
     metadata = source.metadata
     route = provider.route(through, wishes, metadata.card.preprocessing, request)
-    rest = rest_for(request, route.name if route else choice.backend if choice else None)
+    backend = route.name if route else choice.backend if choice else ""
+    rest = rest_for(request, backend or None)
+    on_openvino = openvino.chosen(choice)
+    precision = openvino.precision_of(request, rest) if on_openvino else "f32"
     planned = None
     asked = wishes != engine.NO_WISHES and route is None
     if choice is not None and (asked or choice.backend in FLAVOURS):
@@ -195,12 +198,13 @@ def _build(
             words = f"planned {len(planned.options.profiles)} profiles, about {needs / 1e6:.0f} MB"
             progress(f"{words} of scratch memory", time.monotonic() - started)
     data = gate_data(metadata, request.gate_data, request.gate_images) if request.gate else None
-    made = make(source, request, rest, workspace, progress, counter)
+    wanted = openvino.with_recipe(request, backend)
+    made = make(source, wanted, rest, workspace, progress, counter, typed=not on_openvino)
     if choice is not None and route is None:
         made = adapt(made, source.path, choice.backend, workspace)
     kinds = made.asked
-    label = made.calibration.recipe.name if made.calibration else request.precision
-    backend = route.name if route else choice.backend if choice else ""
+    recipe = made.calibration.recipe.name if made.calibration else request.precision
+    label = openvino.label(recipe, request.precision, backend)
     target = _target(source, label, backend, workspace, wishes)
     warnings = _warnings(request, metadata)
     warnings += engine.left_out(planned)
@@ -222,6 +226,9 @@ def _build(
                 provided = provider.prove(route, staged, options, target.name)
             kinds = provider.told(route, made, request.precision)
             warnings += provider.remarks(route)
+        elif on_openvino:
+            kinds = openvino.obtained(staged, precision)
+            warnings += openvino.shortfall(made, kinds)
         elif choice is not None:
             kinds = obtained(staged)
             warnings += provider.shortfall(made, kinds, request, choice.backend)
@@ -231,10 +238,15 @@ def _build(
                 ir.save(made.proof, proof)
             with step(progress, f"compared with the reference on {len(data.images)} images"):
                 used = proof if made.proof is not made.model else staged
-                infer = provider.infer(route, staged, options, metadata) if route else None
+                infer = None
+                if route is not None:
+                    infer = provider.infer(route, staged, options, metadata)
+                elif on_openvino:
+                    infer = openvino.infer(staged, precision, metadata)
                 judge = Judge.of(source, data, request, made, staged, used)
                 result = judge.graph(staged, used, infer)
-                gated = _gated(made, planned is not None, route)
+                where = route.backend if route else openvino.ON if on_openvino else ""
+                gated = _gated(made, planned is not None, where)
             gate.enforce(result, target.name)
         if planned is not None:
             proved = engine.build(planned, staged, made, request, target, key, counter)
@@ -258,7 +270,7 @@ def _build(
             rest=rest if made.calibration else "",
             float_places=made.float_places,
             source_sha256=sha256_file(source.path),
-            recipe=made.calibration.recipe.name if made.calibration else "",
+            recipe=recipe if made.calibration else "",
             table_sha256=made.calibration.table_sha256 if made.calibration else "",
             gate=result,
             gated=gated,
@@ -294,10 +306,10 @@ def _warnings(request: Request, metadata: ModelMetadata) -> list[str]:
     return warnings
 
 
-def _gated(made: Made, engine_file: bool, route: provider.Route | None) -> str:
-    """What the gate looked at."""
-    if route is not None:
-        return f"the file, on {route.backend}"
+def _gated(made: Made, engine_file: bool, where: str) -> str:
+    """What the gate looked at. where: the backend that ran the file itself, if one did."""
+    if where:
+        return f"the file, on {where}"
     what = "the ONNX graph it was built from" if engine_file else "the file"
     rounded = "" if made.proof is made.model else ", rounded to 16 bits after every operator"
     return f"{what}{rounded}, on onnxruntime/cpu"

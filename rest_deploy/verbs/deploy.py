@@ -20,11 +20,12 @@ from rest_deploy.verbs.calibrate import calibrate
 from rest_deploy.verbs.export import export
 from rest_deploy.verbs.ledger import Ledger, key_of
 from rest_deploy.verbs.make import Request
+from rest_deploy.verbs.openvino import with_recipe
 from rest_deploy.verbs.progress import Counter, Progress, silent, uncounted
 
 LEDGER = "deploy.json"
 
-TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
+TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "openvino", "numpy")
 """Whose versions decide what is exported and built."""
 
 
@@ -136,7 +137,8 @@ def deploy(
     model = run.step("export", key, exported)
     table = None
     if request.precision in ("int8", "fp8") and request.table is None:
-        table = _calibrated(model, request, workspace, run, counter)
+        own = with_recipe(request, choice.backend)
+        table = _calibrated(model, own, workspace, run, counter)
 
     def built() -> Path:
         report = build_engine(

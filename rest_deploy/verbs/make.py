@@ -77,7 +77,7 @@ def rest_for(request: Request, backend: str | None) -> Rest:
     """What an 8-bit graph computes in where it is not quantized: FP16 for NVIDIA's builders, whose
     GPUs have tensor cores for it, float32 for CPUs and for a file whose target is not known.
 
-    Raises `InputError` for 16 bits on ONNX Runtime.
+    Raises `InputError` for 16 bits that a CPU does not compute in.
     """
     if request.precision not in ("int8", "fp8"):
         if request.rest is not None:
@@ -87,6 +87,11 @@ def rest_for(request: Request, backend: str | None) -> Rest:
         raise InputError(
             f"onnxruntime on a CPU has no {request.rest} kernels",
             hint="--rest fp32, or --backend tensorrt-rtx",
+        )
+    if backend == "openvino" and request.rest == "fp16":
+        raise InputError(
+            "openvino on a CPU makes bf16 of fp16 without a word",
+            hint="--rest bf16, or --rest fp32",
         )
     return request.rest or ("fp16" if backend in TENSOR_CORES else "fp32")
 
@@ -98,8 +103,12 @@ def make(
     workspace: Path,
     progress: Progress,
     counter: Counter,
+    *,
+    typed: bool = True,
 ) -> Made:
-    """Raises what `calibrate` raises, and `InputError` for values that FP16 cannot hold."""
+    """typed: 16 bits are written into the graph; not for a backend that is told when it opens it.
+
+    Raises what `calibrate` raises, and `InputError` for values that FP16 cannot hold."""
     import onnx_ir as ir
 
     from rest_deploy.quant.level import level
@@ -108,33 +117,37 @@ def make(
         report, table = _table(source, request, workspace, counter)
         progress(f"calibrated on {report.images} images", report.seconds)
         made = _quantized(source.path, report, table)
-        return made if rest == "fp32" else _typed(made, rest, source, request)
+        if rest == "fp32" or not typed:
+            return replace(made, rest=rest)
+        return _typed(made, rest, source, request)
     model = ir.load(source.path)
-    if request.precision == "fp32":
-        return Made(model, model, _asked(model, "float"))
+    if request.precision == "fp32" or not typed:
+        kind = "float" if request.precision == "fp32" else request.precision
+        return Made(model, model, _asked(model, kind))
     passes = {"level": level(model)}
     asked = _asked(model, request.precision)
     return _typed(Made(model, model, asked, passes=passes), request.precision, source, request)
 
 
 def adapt(made: Made, source: Path, backend: str, workspace: Path) -> Made:
-    """The form of it that `backend` runs best; for ONNX Runtime, INT8 only where it has kernels.
+    """The form of it that `backend` runs best; on a CPU, INT8 only where it has kernels.
 
     A Q/DQ pair around a kernel that computes in float costs time and accuracy and gains nothing:
     such layers get their float weights back.
     """
-    if backend != "onnxruntime" or made.calibration is None or made.table is None:
+    if backend not in ("onnxruntime", "openvino"):
         return made
-    from rest_deploy.graph.unsign import unsign_activations
+    if made.calibration is None or made.table is None:
+        return made
     from rest_deploy.quant.sensitivity import without
 
-    count = unsign_activations(made.model)
-    floats = _without_kernels(made, workspace)
+    passes = _unsigned(made.model, backend)
+    floats = _without_kernels(made, backend, workspace)
     if not floats:
-        return replace(made, passes={**made.passes, "unsign_activations": count})
+        return replace(made, passes=made.passes | passes)
     table = msgspec.structs.replace(made.table, recipe=without(made.table.recipe, floats))
     again = _quantized(source, made.calibration, table)
-    count = unsign_activations(again.model)
+    passes = _unsigned(again.model, backend)
     skipped = dict(made.skipped)
     for role, counts in made.asked.items():
         left = counts["int8"] - again.asked.get(role, {}).get("int8", 0)
@@ -147,16 +160,33 @@ def adapt(made: Made, source: Path, backend: str, workspace: Path) -> Made:
         proof=again.model,
         original=again.original,
         skipped=skipped,
-        passes={**made.passes, "unsign_activations": count},
+        passes=made.passes | passes,
         float_places=tuple(map(str, floats)),
     )
 
 
 def obtained(path: Path) -> Kinds:
     """What ONNX Runtime's kernels compute in, for the graph that it makes of `path`."""
+    return by_role(_kernels(path, "onnxruntime"))
+
+
+def _kernels(path: Path, backend: str) -> list[tuple[str, str]]:
+    if backend == "openvino":
+        from rest_deploy.engine import openvino_kernels
+
+        return openvino_kernels.kernels(path)
     from rest_deploy.engine.onnxruntime import kernels
 
-    return _by_role(kernels(path))
+    return kernels(path)
+
+
+def _unsigned(model: ir.Model, backend: str) -> dict[str, int]:
+    """OpenVINO takes signed activations as they are."""
+    if backend == "openvino":
+        return {}
+    from rest_deploy.graph.unsign import unsign_activations
+
+    return {"unsign_activations": unsign_activations(model)}
 
 
 def _typed(made: Made, sixteen: Sixteen, source: Session, request: Request) -> Made:
@@ -176,17 +206,16 @@ def _typed(made: Made, sixteen: Sixteen, source: Session, request: Request) -> M
     return replace(made, proof=twin, passes=made.passes | nodes, rest=sixteen)
 
 
-def _without_kernels(made: Made, workspace: Path) -> list[Place]:
+def _without_kernels(made: Made, backend: str, workspace: Path) -> list[Place]:
     """Places where every layer that the recipe quantized is computed in float."""
     import onnx_ir as ir
 
-    from rest_deploy.engine.onnxruntime import kernels
     from rest_deploy.graph.roles import place
 
     assert made.table is not None
     with staging(workspace) as folder:
         ir.save(made.model, folder / "probe.onnx")
-        computed = kernels(folder / "probe.onnx")
+        computed = _kernels(folder / "probe.onnx", backend)
     kinds: dict[Place, set[str]] = {}
     for name, kind in computed:
         here = place(name)
@@ -251,11 +280,12 @@ def _check_overflow(model: ir.Model, source: Session, request: Request) -> None:
 
 def _asked(model: ir.Model, kind: str) -> Kinds:
     """Weight layers of a graph without Q/DQ, all of one kind."""
-    return _by_role((node.name or "", kind) for node in model.graph
+    return by_role((node.name or "", kind) for node in model.graph
                     if node.op_type in {"MatMul", "Gemm", "Conv"})  # fmt: skip
 
 
-def _by_role(found: Iterable[tuple[str, str]]) -> Kinds:
+def by_role(found: Iterable[tuple[str, str]]) -> Kinds:
+    """(node name, kind) of layers -> how many of each kind a role has."""
     from rest_deploy.graph.roles import place
 
     roles: dict[str, Tally[str]] = {}

@@ -36,19 +36,21 @@ def verify(
     images: Path | None = None,
     checkpoint: Path | None = None,
     threads: int | None = None,
+    backend: str | None = None,
     provider: str | None = None,
 ) -> ParityReport:
     """Compare a model or engine (None: the newest export of `workspace`) with PyTorch.
 
     sizes, batches: None for the usual ones, of which an engine is asked those its profiles hold.
     images: a folder of photos; None: scikit-image's photos if it is installed, else seeded
-    synthetic images. provider: see `Session.open`. Raises `ArtifactError`, `CheckpointError`,
+    synthetic images. backend and provider: see
+    `Session.open`. Raises `ArtifactError`, `CheckpointError`,
     `ImageError`.
     """
     require("torch", "export")
     from rest_deploy.model.reference import Reference
 
-    session = open_session(model, workspace, threads, provider)
+    session = open_session(model, workspace, threads, provider, backend)
     metadata = session.metadata
     make, source = _parity_images(images, session)
     module = load_reference(metadata, checkpoint)
@@ -107,13 +109,20 @@ def _bound(session: Session) -> float:
 
 
 def open_session(
-    model: Path | None, workspace: Path, threads: int | None = None, provider: str | None = None
+    model: Path | None,
+    workspace: Path,
+    threads: int | None = None,
+    provider: str | None = None,
+    backend: str | None = None,
 ) -> Session:
     """The named model, or the newest export of the workspace."""
     from rest_deploy.runtime.session import Session
+    from rest_deploy.runtime.specialize import NEVER
 
     found = model or newest(workspace, ".onnx")
-    return Session.open(found, provider=provider, threads=threads)
+    return Session.open(
+        found, backend=backend, provider=provider, threads=threads, specialize=NEVER
+    )
 
 
 def _parity_images(images: Path | None, session: Session) -> tuple[Callable[[Case], Float32], str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from rest_deploy.bench import measure
 from rest_deploy.bench.measure import compare
 from rest_deploy.bench.plan import INPUTS, Comparison, Measured, Plan, Point, Subject, sweep
-from rest_deploy.bench.record import Measurement
+from rest_deploy.bench.record import Measurement, Mode
 from rest_deploy.bench.stopping import Limits
 from rest_deploy.bench.watch import Look
 from rest_deploy.cards import load_card
@@ -166,19 +167,21 @@ def test_the_order_within_rounds_changes(clock: FakeClock) -> None:
     assert order(2) != first
 
 
-def test_the_first_run_of_a_block_is_not_counted(run: Run, clock: FakeClock) -> None:
+@pytest.mark.parametrize("mode", ["isolated", "saturated"])
+def test_the_first_run_of_a_block_is_not_counted(run: Run, clock: FakeClock, mode: Mode) -> None:
     """It finds the other engine's data in the caches."""
     cold = {"last": ""}
 
     class Cached(FakeEngine):
         def run(self, images: Float32, /) -> Float32:
-            if cold["last"] != str(id(self)):
-                clock.pass_ms(50.0)
-            cold["last"] = str(id(self))
+            before, cold["last"] = cold["last"], str(id(self))
+            if before != cold["last"]:
+                clock.pass_ms(500.0)
             return super().run(images)
 
-    found = run({"a": Cached(clock, 10.0), "b": Cached(clock, 10.0)})
-    assert [only(engine).host.max for engine in found.engines] == [10, 10]
+    points = sweep(sizes=((32, 32),), modes=(mode,), in_flight=(2,))
+    found = run({"a": Cached(clock, 10.0), "b": Cached(clock, 10.0)}, points=points)
+    assert max(only(engine).host.max for engine in found.engines) < 500
 
 
 # --- failures ------------------------------------------------------------------------------------
@@ -296,13 +299,43 @@ def test_saturated(run: Run, clock: FakeClock, in_flight: int) -> None:
 
 
 def test_saturated_failure_is_the_engines_own(run: Run, clock: FakeClock) -> None:
-    """Not the barrier that broke for the others."""
+    """Not the barrier that broke for the others, which wait for it at the beginning of a turn."""
+    once = threading.Lock()
+
+    def answer(images: Float32) -> Float32:
+        in_pool = threading.current_thread() is not threading.main_thread()
+        return raising(images) if in_pool and once.acquire(blocking=False) else honest(images)
+
     found = run(
-        {"a": FakeEngine(clock, 1.0, failing_after(12, raising)), "b": FakeEngine(clock, 1.0)},
+        {"a": FakeEngine(clock, 1.0, answer), "b": FakeEngine(clock, 1.0)},
         points=sweep(sizes=((32, 32),), modes=("saturated",), in_flight=(3,)),
     )
     assert found.engines[0].failed == "RuntimeError: kernel died at 0x7f"
     assert only(found.engines[1]).host.n >= 20
+
+
+def test_saturated_failure_in_the_middle(run: Run, clock: FakeClock) -> None:
+    engine = FakeEngine(clock, 1.0, failing_after(300, raising))
+    found = run({"a": engine},
+                points=sweep(sizes=((32, 32),), modes=("saturated",), in_flight=(3,)))  # fmt: skip
+    assert found.engines[0].failed == "RuntimeError: kernel died at 0x7f"
+
+
+def test_what_a_thread_costs_first_is_not_counted(run: Run, clock: FakeClock) -> None:
+    """A GPU's lane is made when the first request of a further thread comes."""
+    lanes: set[int] = set()
+
+    class Laned(FakeEngine):
+        def run(self, images: Float32, /) -> Float32:
+            if threading.get_ident() not in lanes:
+                lanes.add(threading.get_ident())
+                clock.pass_ms(500.0)
+            return super().run(images)
+
+    found = run({"a": Laned(clock, 10.0)}, points=sweep(
+        sizes=((32, 32),), modes=("saturated",), in_flight=(3,)))  # fmt: skip
+    assert len(lanes) > 1
+    assert only(found.engines[0]).host.max < 500
 
 
 def test_end_to_end(run: Run, clock: FakeClock) -> None:
@@ -405,6 +438,28 @@ def test_warm_up_until_steady(run: Run, clock: FakeClock) -> None:
     assert not any("warm-up" in warning for warning in measurement.warnings)
 
 
+def test_warm_up_takes_its_time(run: Run, clock: FakeClock) -> None:
+    """A GPU's clock rises within 0.2 s: ten steady runs of a fast engine are no warm-up."""
+
+    def rising() -> Iterator[float]:
+        while True:
+            yield 1.0 if clock() < 150e6 else 0.5
+
+    measurement = only(run({"a": FakeEngine(clock, rising())}).engines[0])
+    assert measurement.host.max == 0.5
+
+
+@pytest.mark.parametrize(("milliseconds", "uncounted"), [(400.0, 6), (600.0, 1)])
+def test_long_runs_are_not_thrown_away(
+    run: Run, clock: FakeClock, milliseconds: float, uncounted: int
+) -> None:
+    engine = FakeEngine(clock, milliseconds)
+    measurement = only(run({"a": engine}, limits=Limits(max_seconds=1.0)).engines[0])
+    assert measurement.host.n == 6
+    warm = -(-2000 // milliseconds)
+    assert engine.runs == INPUTS + warm + uncounted + 6
+
+
 def test_never_steady(run: Run, clock: FakeClock) -> None:
     times = (10.0 * 1.05**index for index in range(10_000))
     measurement = only(run({"a": FakeEngine(clock, times)}).engines[0])
@@ -441,7 +496,7 @@ def test_collection_is_off_while_sampling(run: Run, clock: FakeClock) -> None:
 
     class Looking(FakeEngine):
         def run(self, images: Float32, /) -> Float32:
-            if self.runs > 100:
+            if self.runs > 250:
                 states.add(gc.isenabled())
             return super().run(images)
 

@@ -41,6 +41,11 @@ def test_what_json_does_not_have(tmp_path: Path, value: float) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_would_be_read_as_another(tmp_path: Path) -> None:
+    with pytest.raises(InvariantError, match="read as another one"):
+        store.write(record(engine("a", measurement(10)), notes=["a list"]), tmp_path)
+
+
 def changed(tmp_path: Path, **fields: Any) -> Path:
     path = store.write(record(engine("a", measurement(10))), tmp_path)
     path.write_text(json.dumps(json.loads(path.read_text()) | fields), encoding="utf-8")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rest_deploy.engine.onnxruntime import FLOAT_KERNELS, placement
-from rest_deploy.engine.placement import Placement, Ran, enforce, placed, read_profile
+from rest_deploy.engine.placement import Placement, Ran, enforce, placed, read_profile, read_times
 from rest_deploy.errors import VerificationError
 
 CPU, CUDA, TRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -114,3 +114,22 @@ def test_layers_of_a_real_run_have_their_places(
     assert not [name for name in named if ":" not in name], "none without a role"
     with pytest.raises(VerificationError, match="did not run on CUDAExecutionProvider at all"):
         enforce(ran, "x.onnx")
+
+
+def test_times_of_each_run() -> None:
+    """ "dur" is in microseconds."""
+    events = [event(name, "Add", CPU, dur=dur) for name, dur in (("a", 1), ("b", 2)) * 3]
+    assert read_times(json.dumps([*OTHERS, *events]), 3) == [[("a", 0.001), ("b", 0.002)]] * 3
+
+
+@pytest.mark.parametrize("runs", [2, 4, 5])
+def test_times_of_another_number_of_runs(runs: int) -> None:
+    events = [event("a", "Add", CPU)] * 3
+    with pytest.raises(VerificationError, match=f"3 nodes, which are not {runs} runs"):
+        read_times(json.dumps(events), runs)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '[{"cat": "Node"}]'])
+def test_times_of_no_profile(text: str) -> None:
+    with pytest.raises(VerificationError, match="nothing tells where the time went"):
+        read_times(text, 1)

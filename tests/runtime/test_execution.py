@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rest_deploy.bench.timers import TimedRunner
 from rest_deploy.contracts import Profile, Runner
 from rest_deploy.engine import tensorrt
 from rest_deploy.engine.tensorrt import Flavour
@@ -198,6 +199,7 @@ def test_times_of_the_device(
         assert (times.h2d, times.d2h) == (1.0, 1.0)
         assert times.compute >= 1.0
         assert times.enqueue >= 0.0
+    assert isinstance(runner, TimedRunner), "bench finds the device's clock by it"
     assert cuda.launches > 0
     assert len(recorded) == 16
     assert len(set(recorded)) == 4, "events are made once"

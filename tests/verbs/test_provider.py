@@ -12,6 +12,7 @@ import pytest
 
 from rest_deploy.artifact import read_sidecar
 from rest_deploy.contracts import ModelMetadata, Profile
+from rest_deploy.engine import backends
 from rest_deploy.engine.placement import Placement
 from rest_deploy.engine.providers import DEFAULTS, PROVIDERS, ProviderOptions
 from rest_deploy.errors import BuildError, InputError, MissingDependencyError, VerificationError
@@ -74,7 +75,8 @@ def test_caches_are_for_what_compiles(name: str, wish: dict[str, Any]) -> None:
     check_backend(ProviderWishes("tensorrt", **wish), "onnxruntime")
 
 
-def test_choice() -> None:
+def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "installed", lambda name: name == "onnxruntime")
     assert choose_with(NO_PROVIDER, "auto", "int8").backend == "onnxruntime"
     assert choose_with(ProviderWishes("cpu"), "onnxruntime", "int8").passed_over == ()
     with pytest.raises(MissingDependencyError, match="does not compute in bf16"):

@@ -1,0 +1,350 @@
+"""Every engine of a workspace and PyTorch itself, side by side: accuracy, time, and why."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections import Counter as Tally
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from rest_deploy import __version__, photos
+from rest_deploy.artifact import TEMPORARY_PREFIX, Sidecar, newest, read_sidecar
+from rest_deploy.bench import ceilings as machine
+from rest_deploy.bench import environment, measure, store, verdict
+from rest_deploy.bench.explain import explain
+from rest_deploy.bench.plan import Measured, Plan, Subject, UInt8, sweep
+from rest_deploy.bench.record import Accuracy, BlockTime, Ceilings, EngineResult, Record, Start
+from rest_deploy.bench.start import cold_start
+from rest_deploy.bench.stopping import Limits
+from rest_deploy.bench.timers import Engine
+from rest_deploy.contracts import Dims, ModelMetadata, Struct
+from rest_deploy.errors import (
+    ArtifactError,
+    CheckpointError,
+    InputError,
+    RestDeployError,
+    installed,
+)
+from rest_deploy.runtime.session import Session
+from rest_deploy.verbs.gate import GateData, gate_data, reference_logits
+from rest_deploy.verbs.judge import logits_of
+from rest_deploy.verbs.progress import Counter, Progress, silent, step, uncounted
+from rest_deploy.verify import metrics
+from rest_deploy.verify.parity import load_reference
+
+PYTORCH = "PyTorch fp32"
+PHOTOS = 8
+"""Of end-to-end runs."""
+
+
+@dataclass(frozen=True)
+class BenchWishes:
+    """What to measure. sizes: () for the card's; seconds: at most, for each engine at each shape
+    and mode; noise: target. in_flight: requests at once in the saturated mode. images: for the
+    accuracy. pytorch, profile, cold_start: whether these are part of it. checkpoint: where the
+    exported weights are now."""
+
+    sizes: tuple[tuple[int, int], ...] = ()
+    batches: tuple[int, ...] = (1, 8)
+    threads: tuple[int, ...] = (0,)
+    in_flight: int = 2
+    seconds: float = 5.0
+    noise: float = 0.01
+    images: int = 64
+    pytorch: bool = True
+    profile: bool = True
+    cold_start: bool = True
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """An engine of the workspace."""
+
+    path: Path
+    label: str
+    metadata: ModelMetadata
+    sidecar: Sidecar
+
+
+def find(engines: Sequence[Path], workspace: Path) -> tuple[list[Found], list[str]]:
+    """engines: as named; none: all of the workspace with the weights of its newest export. Returns
+    them, the export first, and a note for each that was left out.
+
+    Raises `InputError` when there is none, `ArtifactError` for a named one that is damaged.
+    """
+    notes: list[str] = []
+    if engines:
+        read = [(path, _sidecar(path)) for path in engines]
+    else:
+        export = newest(workspace, ".onnx")
+        read = [(export, _sidecar(export))]
+        state = read[0][1].metadata.weights.state_sha256
+        for path in _artifacts(workspace):
+            if path == export:
+                continue
+            try:
+                sidecar = _sidecar(path)
+            except ArtifactError as error:
+                notes.append(f"left out: {error.message}")
+                continue
+            if sidecar.metadata.weights.state_sha256 != state:
+                notes.append(f"left out: {path.name} has other weights than {export.name}")
+            else:
+                read.append((path, sidecar))
+    states = {sidecar.metadata.weights.state_sha256 for _, sidecar in read}
+    if len(states) > 1:
+        raise InputError("these engines have different weights: nothing to compare them by")
+    return _labelled(read), notes
+
+
+def _artifacts(workspace: Path) -> list[Path]:
+    found = (*workspace.glob("*.onnx"), *workspace.glob("*.engine"))
+    return sorted(path for path in found if not path.name.startswith(TEMPORARY_PREFIX))
+
+
+def _sidecar(path: Path) -> Sidecar:
+    if not path.is_file():
+        raise ArtifactError(f"no such engine: {path}", hint="rest-deploy build-engine --int8")
+    sidecar = read_sidecar(path)
+    if sidecar is None:
+        raise ArtifactError(f"{path} has no sidecar: nothing says what it is")
+    return sidecar
+
+
+def _labelled(read: Sequence[tuple[Path, Sidecar]]) -> list[Found]:
+    """ "int8 onnxruntime", with the file's name where two would be called the same."""
+    names = [_label(sidecar) for _, sidecar in read]
+    counts = Tally(names)
+    return [
+        Found(
+            path=path,
+            label=name if counts[name] == 1 else f"{name} ({path.name})",
+            metadata=sidecar.metadata,
+            sidecar=sidecar,
+        )
+        for name, (path, sidecar) in zip(names, read, strict=True)
+    ]
+
+
+def _label(sidecar: Sidecar) -> str:
+    build = sidecar.build
+    if build is None:
+        return "fp32 export"
+    through = f"-{build.provider}" if build.provider else ""
+    return f"{build.precision} {build.backend}{through}"
+
+
+class BenchReport(Struct, frozen=True):
+    """What `rest-deploy bench` found, and where it was written."""
+
+    record: Record
+    record_file: str
+    seconds: float
+
+
+def bench(
+    engines: Sequence[Path],
+    wishes: BenchWishes,
+    *,
+    workspace: Path,
+    command: str,
+    progress: Progress = silent,
+    counter: Counter = uncounted,
+) -> BenchReport:
+    """Measure, explain, advise; the record is written into `workspace`/bench.
+
+    engines: none for all of the workspace. An engine that fails is in the record with its reason.
+    Raises `InputError` (nothing to compare), `OutputError`.
+    """
+    started = time.monotonic()
+    found, notes = find(engines, workspace)
+    metadata = found[0].metadata
+    data = gate_data(metadata, None, wishes.images)
+    source = Session.open(found[0].path)
+    with step(progress, f"asked PyTorch for its answers to {len(data.images)} images"):
+        expected, name = reference_logits(source, data.images, wishes.checkpoint)
+    notes.append(f"accuracy: {data.source}, against {name}")
+    here = environment.examine()
+    subjects = [Subject(one.label, _opener(one.path)) for one in found]
+    eager = _eager(metadata, wishes, notes) if wishes.pytorch else None
+    if eager is not None:
+        subjects.insert(0, Subject(PYTORCH, eager))
+    compared = measure.compare(subjects, _plan(wishes, metadata), counter)
+    ceilings = _ceilings(found, wishes, progress)
+    by_label = {one.label: one for one in found}
+    results = []
+    for measured in compared.engines:
+        one = by_label.get(measured.label)
+        if one is None:
+            results.append(
+                EngineResult(
+                    label=PYTORCH, backend="PyTorch", precision="fp32", failed=measured.failed,
+                    measurements=measured.measurements,
+                )
+            )  # fmt: skip
+        else:
+            with step(progress, f"examined {one.label}"):
+                results.append(
+                    _examined(one, measured, data, np.asarray(expected), ceilings, wishes)
+                )
+        notes += [f"{measured.label}, skipped: {words}" for words in measured.skipped]
+    record = Record(
+        schema=1,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command,
+        version=__version__,
+        model=found[0].path.name,
+        model_sha256=found[0].sidecar.sha256,
+        environment=here,
+        engines=tuple(results),
+        ratios=compared.ratios,
+        ceilings=ceilings,
+        advice=verdict.advise(
+            results,
+            compared.ratios,
+            gate=metadata.card.gate,
+            fresh=metadata.weights.kind == "fresh",
+            features=here.features,
+        ),
+        notes=tuple(notes),
+    )
+    file = store.write(record, workspace / "bench")
+    return BenchReport(record=record, record_file=str(file), seconds=time.monotonic() - started)
+
+
+def _opener(path: Path) -> Callable[[int], Session]:
+    def open_engine(threads: int) -> Session:
+        ours = threads if threads and path.suffix == ".onnx" else None
+        return Session.open(path, threads=ours)
+
+    return open_engine
+
+
+def _eager(
+    metadata: ModelMetadata, wishes: BenchWishes, notes: list[str]
+) -> Callable[[int], Engine] | None:
+    """PyTorch with the engines' weights; None, and a note, where one of the two is not here."""
+    if not installed("torch"):
+        notes.append("left out: PyTorch is not installed")
+        return None
+    try:
+        module = load_reference(metadata, wishes.checkpoint)
+    except CheckpointError as error:
+        if wishes.checkpoint is not None:
+            raise
+        notes.append(f"left out: PyTorch, since {error.message}")
+        return None
+
+    def open_engine(threads: int) -> Engine:
+        from rest_deploy.model.eager import Eager
+
+        return Eager(module, threads)
+
+    return open_engine
+
+
+def _plan(wishes: BenchWishes, metadata: ModelMetadata) -> Plan:
+    """Every batch and size alone; several in flight and end to end with one image."""
+    preprocessing = metadata.card.preprocessing
+    sizes = wishes.sizes or ((preprocessing.crop, preprocessing.crop),)
+    points = list(sweep(wishes.batches, sizes, ("isolated",), wishes.threads))
+    pictures: tuple[UInt8, ...] = ()
+    least = min(wishes.batches)
+    if wishes.in_flight > 1:
+        points += sweep((least,), sizes[:1], ("saturated",), wishes.threads, (wishes.in_flight,))
+    if photos.available():
+        crops = photos.crops("test", PHOTOS, seed=0)
+        pictures = tuple(np.asarray(photos.load(crop).convert("RGB")) for crop in crops)
+        # The card's preprocessing makes images of its own size.
+        side = preprocessing.crop
+        points += sweep((least,), ((side, side),), ("end-to-end",), wishes.threads)
+    return Plan(
+        points=tuple(points),
+        limits=Limits(
+            noise=wishes.noise,
+            max_seconds=wishes.seconds,
+            min_seconds=min(0.5, wishes.seconds),
+        ),
+        classes=metadata.num_classes,
+        photos=pictures,
+        preprocessing=preprocessing,
+    )
+
+
+def _examined(
+    one: Found,
+    measured: Measured,
+    data: GateData,
+    expected: npt.NDArray[np.floating],
+    ceilings: Ceilings | None,
+    wishes: BenchWishes,
+) -> EngineResult:
+    """What is known of one engine: measured, judged, profiled, started anew."""
+    build = one.sidecar.build
+    side = one.metadata.card.preprocessing.crop
+    shape: Dims = (min(wishes.batches), 3, side, side)
+    accuracy: Accuracy | None = None
+    blocks: tuple[BlockTime, ...] = ()
+    started: Start | None = None
+    failed = measured.failed
+    try:
+        if not failed:
+            accuracy = _accuracy(one, data, expected)
+        if not failed and wishes.profile and _on_cpu(one):
+            blocks = explain(one.path, shape, wishes.threads[0] or None, ceilings=ceilings)
+        if not failed and wishes.cold_start:
+            started = cold_start(one.path, shape, threads=wishes.threads[0] or None)
+    except RestDeployError as error:
+        failed = error.message
+    return EngineResult(
+        label=one.label,
+        backend=build.backend if build else "onnxruntime",
+        precision=build.precision if build else "fp32",
+        file=one.path.name,
+        sha256=one.sidecar.sha256,
+        size_bytes=one.sidecar.size_bytes,
+        failed=failed,
+        accuracy=accuracy,
+        measurements=() if failed else measured.measurements,
+        blocks=() if failed else blocks,
+        start=started,
+        peak_bytes=started.peak_bytes if started else 0,
+    )
+
+
+def _on_cpu(one: Found) -> bool:
+    """Where layers are timed."""
+    build = one.sidecar.build
+    return one.path.suffix == ".onnx" and (build is None or build.provider in ("", "cpu"))
+
+
+def _accuracy(one: Found, data: GateData, expected: npt.NDArray[np.floating]) -> Accuracy:
+    """Against the reference. Raises `ArtifactError` for what no engine may answer."""
+    with Session.open(one.path) as session:
+        actual = logits_of(session, data.images)
+    if not np.isfinite(actual).all():
+        raise ArtifactError("answers NaN or infinity to real images")
+    return Accuracy(
+        images=len(actual),
+        relative_error=metrics.relative_error(expected, actual),
+        agreement=metrics.agreement(expected, actual),
+        kl=metrics.kl_divergence(expected, actual),
+    )
+
+
+def _ceilings(found: Sequence[Found], wishes: BenchWishes, progress: Progress) -> Ceilings | None:
+    """Of the runtimes that the engines run on; the best of each."""
+    if not wishes.profile:
+        return None
+    runtimes: list[machine.Runtime] = ["onnxruntime"]
+    if any(one.sidecar.build and one.sidecar.build.backend == "openvino" for one in found):
+        runtimes.append("openvino")
+    with step(progress, "measured what this machine reaches"):
+        threads = wishes.threads[0] or None
+        return machine.best([machine.measure(runtime, threads) for runtime in runtimes])

@@ -1,0 +1,154 @@
+"""Engines of a workspace, found, measured and told; the times themselves are not looked at."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from rest_deploy import verbs
+from rest_deploy.artifact import publish, read_sidecar, sha256_file, sidecar_path, staging
+from rest_deploy.bench import store
+from rest_deploy.bench.record import EngineResult, Record
+from rest_deploy.contracts import Build
+from rest_deploy.errors import ArtifactError, InputError
+from rest_deploy.verbs import BenchReport, BenchWishes
+from rest_deploy.verbs.bench import find
+
+QUICK = BenchWishes(
+    batches=(1,), seconds=0.2, images=16, pytorch=False, profile=False, cold_start=False
+)
+
+
+@pytest.fixture
+def workspace(trained_nano: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained_nano.parent, tmp_path / "workspace")
+    return tmp_path / "workspace"
+
+
+def engine(workspace: Path, name: str, change: Any = None, **of_build: Any) -> Path:
+    """Another engine made from the export: `change` edits its graph."""
+    export = workspace / "rest_nano.onnx"
+    old = read_sidecar(export)
+    assert old is not None
+    model = onnx.load(export)
+    if change is not None:
+        change(model.graph)
+    build = Build(**({"precision": "fp32", "backend": "onnxruntime", "io_type": "float32",
+                      "obtained": {}, "source_sha256": old.sha256} | of_build))  # fmt: skip
+    with staging(workspace) as folder:
+        staged = folder / name
+        onnx.save(model, staged)
+        sidecar = msgspec.structs.replace(
+            old, file=name, sha256=sha256_file(staged), build=build,
+            size_bytes=staged.stat().st_size, parity=None,
+        )  # fmt: skip
+        publish(staged, workspace / name, sidecar)
+    return workspace / name
+
+
+def head_bias(graph: onnx.GraphProto, value: float) -> None:
+    (tensor,) = (one for one in graph.initializer if one.name == "head.bias")
+    bias = np.full(tuple(tensor.dims), value, np.float32)
+    tensor.CopyFrom(numpy_helper.from_array(bias, "head.bias"))
+
+
+def broken(graph: onnx.GraphProto) -> None:
+    head_bias(graph, np.nan)
+
+
+def bench(workspace: Path, *engines: Path, **changes: Any) -> BenchReport:
+    wishes = replace(QUICK, **changes)
+    return verbs.bench(engines, wishes, workspace=workspace, command="rest-deploy bench")
+
+
+def by_label(record: Record) -> dict[str, EngineResult]:
+    return {one.label: one for one in record.engines}
+
+
+def test_all_of_a_workspace(workspace: Path) -> None:
+    engine(workspace, "rest_nano.fp32.onnxruntime.onnx")
+    report = bench(workspace)
+    found = by_label(report.record)
+    assert list(found) == ["fp32 export", "fp32 onnxruntime"]
+    for one in found.values():
+        assert one.failed == ""
+        assert one.accuracy is not None
+        assert one.accuracy.images == 16
+        assert one.accuracy.relative_error < 1e-5
+        modes = [(measured.shape, measured.mode) for measured in one.measurements]
+        assert modes == [("1x3x224x224", mode) for mode in ("isolated", "saturated", "end-to-end")]
+    assert {ratio.base for ratio in report.record.ratios} == {"fp32 export"}
+    assert report.record.advice
+    assert store.read(Path(report.record_file)) == report.record
+    assert report.record.command == "rest-deploy bench"
+
+
+def test_a_broken_engine_has_no_times(workspace: Path) -> None:
+    """The others go on, and all is saved."""
+    engine(workspace, "rest_nano.broken.onnx", broken, precision="int8")
+    report = bench(workspace)
+    found = by_label(report.record)
+    assert "NaN or infinity" in found["int8 onnxruntime"].failed
+    assert found["int8 onnxruntime"].measurements == ()
+    assert found["fp32 export"].measurements
+    assert "int8" not in report.record.advice.lower().split("deploy")[1][:20]
+    assert Path(report.record_file).is_file()
+
+
+def test_everything_that_is_known_of_an_engine(workspace: Path) -> None:
+    report = bench(workspace, pytorch=True, profile=True, cold_start=True)
+    found = by_label(report.record)
+    export = found["fp32 export"]
+    assert {time.block for time in export.blocks} >= {"stem", "stage1.0", "head"}
+    assert export.start is not None
+    assert export.start.total_ms > export.start.first_ms > 0
+    assert export.peak_bytes > 10_000_000
+    assert report.record.ceilings is not None
+    assert report.record.ceilings.gemm_gflops["fp32"] > 1
+    assert found["PyTorch fp32"].measurements
+    assert {ratio.base for ratio in report.record.ratios} == {"PyTorch fp32"}
+
+
+def test_other_weights_are_left_out(workspace: Path, exported_nano: Path) -> None:
+    shutil.copy(exported_nano, workspace / "fresh.onnx")
+    shutil.copy(sidecar_path(exported_nano), workspace / "fresh.onnx.json")
+    (workspace / "rest_nano.onnx").touch()  # the newest export
+    (workspace / "stray.onnx").write_bytes(b"somebody's")
+    engine(workspace, "damaged.onnx").write_bytes(b"x")
+    found, notes = find((), workspace)
+    assert [one.label for one in found] == ["fp32 export"]
+    assert notes[1] == "left out: fresh.onnx has other weights than rest_nano.onnx"
+    assert [note.split()[2] for note in notes] == [
+        str(workspace / "damaged.onnx"), "fresh.onnx", str(workspace / "stray.onnx"),
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="these engines have different weights"):
+        find((workspace / "rest_nano.onnx", workspace / "fresh.onnx"), workspace)
+
+
+def test_engines_of_one_kind_carry_their_file(workspace: Path) -> None:
+    paths = [engine(workspace, name) for name in ("a.onnx", "b.onnx")]
+    found, _ = find(paths, workspace)
+    assert [one.label for one in found] == [
+        "fp32 onnxruntime (a.onnx)",
+        "fp32 onnxruntime (b.onnx)",
+    ]
+    (through,) = find([engine(workspace, "c.onnx", provider="cuda")], workspace)[0]
+    assert through.label == "fp32 onnxruntime-cuda"
+
+
+def test_nothing_to_measure(workspace: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no exported model"):
+        bench(tmp_path / "empty")
+    with pytest.raises(ArtifactError, match="no such engine"):
+        bench(workspace, workspace / "none.onnx")
+    sidecar_path(workspace / "rest_nano.onnx").unlink()
+    with pytest.raises(ArtifactError, match="has no sidecar"):
+        bench(workspace, workspace / "rest_nano.onnx")
