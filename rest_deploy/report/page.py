@@ -9,7 +9,7 @@ from pathlib import Path
 from rest_deploy.bench.record import Record
 from rest_deploy.report import bench_rows as derived
 from rest_deploy.report import svg
-from rest_deploy.report.bench_words import three
+from rest_deploy.report.bench_words import three, times
 from rest_deploy.report.markup import Content, Markup, element
 from rest_deploy.report.page_grid import key
 from rest_deploy.report.page_sections import sections
@@ -86,7 +86,7 @@ def _tiles(record: Record, looks: Looks) -> Content:
         if row is None:
             continue
         ratio = row.ratio
-        how = f"{ratio.ratio:.2f} times as fast as {ratio.base}" if ratio else ""
+        how = f"{times(ratio.ratio)} times as fast as {ratio.base}" if ratio else ""
         accuracy = row.engine.accuracy
         error = f"relative error {accuracy.relative_error:.1e}" if accuracy else ""
         tiles.append(

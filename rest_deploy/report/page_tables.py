@@ -69,9 +69,9 @@ def _latency(
     said: Content = element("small", "base") if row.is_base else ""
     if row.ratio:
         said = (
-            element("small", f"{row.ratio.ratio:.2f} ",
+            element("small", f"{words.times(row.ratio.ratio)} ",
                     element("span", words.VERDICTS[verdict], class_=verdict.split()[0])),
-            element("small", f"{row.ratio.low:.2f} to {row.ratio.high:.2f}"),
+            element("small", f"{words.times(row.ratio.low)} to {words.times(row.ratio.high)}"),
         )  # fmt: skip
     meter = element(
         "span", element("i", style=part), class_=f"meter {looks[label].hue}", aria_hidden="true"

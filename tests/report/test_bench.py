@@ -49,6 +49,12 @@ def test_verdicts(verdict: str) -> None:
     assert words.VERDICTS[verdict] in cells(text, "1x3x224x224, isolated", "openvino", "int8")
 
 
+@pytest.mark.parametrize("label", ["openvino int8", "int8 openvino", "openvino"])
+def test_the_precision_is_said_once(label: str) -> None:
+    engine = replaced(only("openvino int8"), "engines.0.label", label)
+    assert cells(bench(engine), "1x3x224x224, isolated", "openvino", "int8")
+
+
 def test_failures_warnings_files_and_the_advice_last() -> None:
     text = bench(record(), ["build/bench.json", "build/bench.html"])
     lines = text.splitlines()
