@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from pathlib import Path
 
 from rest_deploy.bench.record import Record
@@ -14,6 +15,9 @@ from rest_deploy.report.markup import Content, Markup, element
 from rest_deploy.report.page_grid import key
 from rest_deploy.report.page_sections import sections
 from rest_deploy.report.plots import Looks
+
+HEADLINE = 90
+"""Characters of a first clause that is set as one."""
 
 
 def page(record: Record) -> str:
@@ -71,11 +75,19 @@ def _top(record: Record, looks: Looks) -> Content:
             element("button", "Dark", type="button", class_="theme", hidden=True),
             class_="eyebrow",
         ),
-        element("h1", record.advice or f"Benchmark of {record.model}"),
+        *_headline(record.advice or f"Benchmark of {record.model}"),
         element("p", element("code", record.command), class_="command"),
         _tiles(record, looks),
         _notes(record),
     )
+
+
+def _headline(advice: str) -> Content:
+    """The first clause large, what follows it below."""
+    found = re.match(rf"(.{{1,{HEADLINE}}}?[:.]) (.*)", advice, re.DOTALL)
+    if found is None:
+        return (element("h1", advice),)
+    return (element("h1", found[1]), element("p", found[2], class_="lead"))
 
 
 def _tiles(record: Record, looks: Looks) -> Content:

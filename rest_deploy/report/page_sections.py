@@ -124,7 +124,7 @@ def _throughput(record: Record, looks: Looks, legend: Content) -> Content:
 def _stages(record: Record, run: str) -> Section | None:
     engines = [engine for engine in derived.working(record) if engine.blocks]
     longest = max(
-        (sum(part.ms for part in parts)
+        (max(sum(part.ms for part in parts), sum(part.floor_ms for part in parts))
          for engine in engines for parts in breakdown.by_block(engine).values()),
         default=0.0,
     )  # fmt: skip

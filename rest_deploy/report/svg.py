@@ -92,7 +92,7 @@ def looks(engines: Iterable[tuple[str, str, str]]) -> dict[str, Look]:
     backends = {REFERENCE: 0}
     found = {}
     for index, (label, backend, precision) in enumerate(engines):
-        hue = backends.setdefault(backend, len(backends))
+        hue = backends.setdefault(backend.lower(), len(backends))
         hue = 1 + (hue - 1) % (HUES - 1) if hue else 0
         found[label] = Look(f"h{hue}", MARKS.get(precision, "cross"), index)
     return found

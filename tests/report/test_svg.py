@@ -65,7 +65,7 @@ def test_what_is_no_number_is_not_drawn(value: float) -> None:
 
 
 def test_looks_tell_backends_and_precisions_apart() -> None:
-    found = svg.looks([("b", "y", "int8"), ("a", "pytorch", "fp32"), ("c", "y", "fp32"),
+    found = svg.looks([("b", "y", "int8"), ("a", "PyTorch", "fp32"), ("c", "y", "fp32"),
                        ("d", "z", "?")])  # fmt: skip
     assert [(look.hue, look.mark) for look in found.values()] == [
         ("h1", "diamond"), ("h0", "circle"), ("h1", "circle"), ("h2", "cross"),
