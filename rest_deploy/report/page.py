@@ -84,7 +84,7 @@ def _top(record: Record, looks: Looks) -> Content:
 
 def _headline(advice: str) -> Content:
     """The first clause large, what follows it below."""
-    found = re.match(rf"(.{{1,{HEADLINE}}}?[:.]) (.*)", advice, re.DOTALL)
+    found = re.match(rf"(.{{1,{HEADLINE}}}?)[:.] (.*)", advice, re.DOTALL)
     if found is None:
         return (element("h1", advice),)
     return (element("h1", found[1]), element("p", found[2], class_="lead"))

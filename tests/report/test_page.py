@@ -162,7 +162,7 @@ def test_what_the_gpu_says_is_shown_where_there_is_one() -> None:
 
 def test_headline_failures_and_warnings() -> None:
     html = page(record())
-    assert '<h1>Deploy openvino int8:</h1><p class="lead">9.4 ms an image at' in html
+    assert '<h1>Deploy openvino int8</h1><p class="lead">9.4 ms an image at' in html
     unbroken = "Deploy whatever " + "you like " * 20
     assert f'<h1>{unbroken}</h1><p class="command">' in page(replaced(record(), "advice", unbroken))
     assert '<li class="failed"><b>tensorrt fp16 failed: </b>no GPU is here' in html
