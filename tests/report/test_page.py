@@ -235,6 +235,12 @@ def test_no_p99_of_few_samples() -> None:
     assert cells[9] == ""
 
 
+def test_engines_without_a_place_in_the_trade_off_are_named() -> None:
+    unknown = replaced(record(), "engines.0.accuracy", None)
+    assert "or an unknown one: pytorch fp32.</p>" in page(unknown)
+    assert "Not drawn" not in page(record())
+
+
 def test_best_of_a_column_is_marked() -> None:
     table = page(record()).split('<section id="engines"')[1].split("</section>")[0]
     best = re.findall('<td class="best" data-v="([^"]*)">', table)
