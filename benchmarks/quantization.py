@@ -133,7 +133,9 @@ def main(
                 timed[row] = path
         images_of = verbs.Images(limit=calibration_crops, seed=CALIBRATION_SEED)
         request = verbs.Request(precision="int8", images=images_of, gate=False)
-        timed[ENGINE] = Path(verbs.build_engine(model, request, workspace=folder).path)
+        timed[ENGINE] = Path(
+            verbs.build_engine(model, request, workspace=folder, backend="onnxruntime").path
+        )
         measure(ENGINE, timed[ENGINE])
         for precision in ("fp16", "bf16"):
             measure(precision, _sixteen(model, precision, folder / f"{precision}.onnx"))

@@ -41,6 +41,7 @@ NOT_RTX = {9: "Hopper", 10: "data-centre Blackwell", 11: "Thor"}
 
 EXPORT = "'rest-deploy[export]'"
 ORT = "'rest-deploy[onnxruntime]'"
+OPENVINO = "'rest-deploy[openvino]'"
 GPU_ORT = GPU_PACKAGE
 PROVIDER_ROWS = {"cuda": "cuda provider", "tensorrt": "trt provider",
                  "nv-tensorrt-rtx": "rtx provider"}  # fmt: skip
@@ -86,7 +87,7 @@ PACKAGES = (
     Package(("safetensors",), "safetensors", "checkpoints", EXPORT, "0.4"),
     Package(("onnxruntime", "onnxruntime-gpu"), "onnxruntime", "runs models", ORT, "1.20"),
     Package(("scikit-image",), "skimage", "the demo's photos", "'rest-deploy[demo]'", "0.24"),
-    Package(("openvino",), "openvino", "runs models on Intel CPUs and GPUs", "openvino"),
+    Package(("openvino",), "openvino", "engines for CPUs", OPENVINO, "2025.2"),
     Package(TRT, "tensorrt", "engines for the GPU at hand", "'rest-deploy[tensorrt]'", "10.12"),
     Package(
         RTX,

@@ -39,9 +39,9 @@ def trained_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def no_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which `auto` does not find OpenVINO."""
     from rest_deploy.engine import backends
+    from rest_deploy.errors import installed
 
-    real = backends.installed
-    monkeypatch.setattr(backends, "installed", lambda name: name != "openvino" and real(name))
+    monkeypatch.setattr(backends, "installed", lambda name: name != "openvino" and installed(name))
 
 
 def _unchanged(model: Path) -> Iterator[Path]:

@@ -304,7 +304,7 @@ class TestPackages:
         report = examine()
         assert row(report, "torch").mend == "pip install 'rest-deploy[export]'"
         assert row(report, "scikit-image").mend == "pip install 'rest-deploy[demo]'"
-        assert row(report, "openvino").mend == "pip install openvino"
+        assert row(report, "openvino").mend == "pip install 'rest-deploy[openvino]'"
         assert not [found for found in report.rows if found.name == "providers"]
 
     def test_extras_and_bounds_are_those_of_pyproject(self) -> None:

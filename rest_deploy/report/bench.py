@@ -32,6 +32,8 @@ def bench(record: Record, written: Sequence[str] = ()) -> str:
     lines += ["", *_wrapped("", _legend(record))]
     for label, reason in derived.failures(record):
         lines += _wrapped(f"failed: {words.plain(label)}: ", words.plain(reason))
+    for note in record.notes:
+        lines += _wrapped("note: ", words.plain(note))
     for warning in derived.warnings(record):
         lines += _wrapped("warning: ", words.plain(warning))
     lines += [f"wrote {words.plain(path)}" for path in written]

@@ -142,28 +142,30 @@ def failures(record: Record) -> list[tuple[str, str]]:
 
 
 def warnings(record: Record) -> list[str]:
-    """Notes of the record, then what measurements were warned of: those that differ in their
-    numbers alone together, since a busy machine would fill a page with them."""
-    alike: dict[str, list[tuple[str, str]]] = {}
+    """One line for all that differ in their numbers only: how many, and that with the largest."""
+    groups: dict[str, list[tuple[float, str, str]]] = {}
     total = 0
     for engine in working(record):
         for measured in engine.measurements:
             total += 1
-            place = f"{engine.label}, {Case(measured.shape, measured.threads)} {measured.mode}"
+            where = f"{engine.label}, {Case(measured.shape, measured.threads)} {measured.mode}"
             for warning in dict.fromkeys(measured.warnings):
-                pattern = re.sub(r"\d+(\.\d+)?", "0", warning)
-                alike.setdefault(pattern, []).append((place, warning))
-    return [*record.notes, *(_together(found, total) for found in alike.values())]
+                numbers = re.findall(r"[0-9]+(?:\.[0-9]+)?", warning)
+                kind = re.sub(r"[0-9]+(?:\.[0-9]+)?", "#", warning)
+                kind = re.sub(r"(?:p#, )+", "", kind)  # "p95, p99" and "p99" are of one kind
+                largest = float(numbers[0]) if numbers else 0.0
+                groups.setdefault(kind, []).append((largest, where, warning))
+    return [_together(found, total) for found in groups.values()]
 
 
-def _together(found: list[tuple[str, str]], total: int) -> str:
-    """found: (place, warning) of warnings that are alike; total: measurements there are."""
-    place, warning = found[0]
+def _together(found: list[tuple[float, str, str]], total: int) -> str:
+    """found: (number, place, warning) of one kind; total: measurements there are."""
+    _, where, warning = max(found)
     if len(found) == 1:
-        return f"{place}: {warning}"
-    if {other for _, other in found} == {warning}:
+        return f"{where}: {warning}"
+    if {other for _, _, other in found} == {warning}:
         return f"{len(found)} of {total} measurements: {warning}"
-    return f"{len(found)} of {total} measurements, such as {place}: {warning}"
+    return f"{len(found)} of {total} measurements, such as {where}: {warning}"
 
 
 def base_label(record: Record) -> str:

@@ -41,7 +41,8 @@ def markdown(record: Record) -> str:
     lines += ["", f"{text(words.VERDICT_LEGEND)}. {text(words.THROUGHPUT_LEGEND)}. Error and "
               "agreement: logits against PyTorch in float64."]  # fmt: skip
     failed = [f"- failed: {text(label)}: {text(why)}" for label, why in derived.failures(record)]
-    warned = [f"- warning: {text(warning)}" for warning in derived.warnings(record)]
+    warned = [f"- note: {text(note)}" for note in record.notes]
+    warned += [f"- warning: {text(warning)}" for warning in derived.warnings(record)]
     if failed or warned:
         lines += ["", *failed, *warned]
     return "\n".join(lines) + "\n"

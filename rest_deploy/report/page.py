@@ -119,5 +119,10 @@ def _notes(record: Record) -> Content:
         element("li", element("b", f"{label} failed: "), reason, class_="failed")
         for label, reason in derived.failures(record)
     ]
+    items += [element("li", note, class_="said") for note in record.notes]
     items += [element("li", warning) for warning in derived.warnings(record)]
-    return element("ul", items, class_="notes", aria_label="Failures and warnings") if items else ()
+    return (
+        element("ul", items, class_="notes", aria_label="Failures, notes and warnings")
+        if items
+        else ()
+    )

@@ -198,7 +198,8 @@ def _build(
             words = f"planned {len(planned.options.profiles)} profiles, about {needs / 1e6:.0f} MB"
             progress(f"{words} of scratch memory", time.monotonic() - started)
     data = gate_data(metadata, request.gate_data, request.gate_images) if request.gate else None
-    wanted = openvino.with_recipe(request, backend)
+    fresh = metadata.weights.kind == "fresh"
+    wanted = openvino.with_recipe(request, backend, fresh=fresh)
     made = make(source, wanted, rest, workspace, progress, counter, typed=not on_openvino)
     if choice is not None and route is None:
         made = adapt(made, source.path, choice.backend, workspace)

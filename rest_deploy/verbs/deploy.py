@@ -137,7 +137,7 @@ def deploy(
     model = run.step("export", key, exported)
     table = None
     if request.precision in ("int8", "fp8") and request.table is None:
-        own = with_recipe(request, choice.backend)
+        own = with_recipe(request, choice.backend, fresh=wanted.checkpoint is None)
         table = _calibrated(model, own, workspace, run, counter)
 
     def built() -> Path:

@@ -74,6 +74,25 @@ def test_one_engine(run: Run, clock: FakeClock) -> None:
     assert engine.closed
 
 
+def test_what_compiles_by_shape_does_so_first(run: Run, clock: FakeClock) -> None:
+    """Before its first answer, at every point."""
+    events: list[str] = []
+
+    class Compiling(FakeEngine):
+        def warm_up(self, shapes: list[tuple[int, ...]]) -> None:
+            events.extend("x".join(map(str, shape)) for shape in shapes)
+
+        def run(self, images: Float32, /) -> Float32:
+            events.append("run")
+            return super().run(images)
+
+    points = (SHAPE, Point(batch=2, height=64, width=32))
+    found = run({"a": Compiling(clock, 10.0)}, points=points)
+    assert found.engines[0].failed == ""
+    assert [e for e in events if e != "run"] == ["1x3x32x32", "2x3x64x32"]
+    assert events[0] == "1x3x32x32"
+
+
 def test_the_harness_counts_itself(clock: FakeClock) -> None:
     """Not within the samples, and reported: 1 ms a look at the answer, 10 ms an inference."""
 

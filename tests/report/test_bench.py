@@ -59,7 +59,7 @@ def test_failures_warnings_files_and_the_advice_last() -> None:
     text = bench(record(), ["build/bench.json", "build/bench.html"])
     lines = text.splitlines()
     assert any(line.startswith("failed: tensorrt fp16: no GPU is here") for line in lines)
-    assert "warning: sample data: no number here was measured" in lines
+    assert "note: sample data: no number here was measured" in lines
     assert text.index("warning: ") < text.index("wrote build/bench.json\nwrote build/bench.html")
     assert lines[-2].startswith("Deploy openvino int8: 9.4 ms")
 
