@@ -2,7 +2,7 @@
 
 python -m tests.report.sample > build/sample.json
 rest-deploy report build/sample.json -o build/sample.html
-python scripts/screenshot.py build/sample.html docs/images/bench.png --height 1686
+python scripts/screenshot.py build/sample.html docs/images/bench.png --height 1720
 """
 
 from __future__ import annotations

@@ -99,7 +99,8 @@ def _cells(row: derived.Row) -> tuple[str, ...]:
 
 def _name(engine: EngineResult) -> str:
     """The label without the precision, which has a column of its own."""
-    return words.plain(engine.label.removesuffix(f" {engine.precision}"))
+    label = engine.label.removesuffix(f" {engine.precision}")
+    return words.plain(label.removeprefix(f"{engine.precision} "))
 
 
 def _legend(record: Record) -> str:

@@ -149,17 +149,23 @@ def warnings(record: Record) -> list[str]:
         for measured in engine.measurements:
             total += 1
             where = f"{engine.label}, {Case(measured.shape, measured.threads)} {measured.mode}"
-            for warning in measured.warnings:
+            for warning in dict.fromkeys(measured.warnings):
                 numbers = re.findall(r"[0-9]+(?:\.[0-9]+)?", warning)
                 kind = re.sub(r"[0-9]+(?:\.[0-9]+)?", "#", warning)
                 kind = re.sub(r"(?:p#, )+", "", kind)  # "p95, p99" and "p99" are of one kind
                 largest = float(numbers[0]) if numbers else 0.0
                 groups.setdefault(kind, []).append((largest, where, warning))
-    lines = []
-    for found in groups.values():
-        _, where, warning = max(found)
-        lines.append(f"{len(found)} of {total} measurements, such as {where}: {warning}")
-    return lines
+    return [_together(found, total) for found in groups.values()]
+
+
+def _together(found: list[tuple[float, str, str]], total: int) -> str:
+    """found: (number, place, warning) of one kind; total: measurements there are."""
+    _, where, warning = max(found)
+    if len(found) == 1:
+        return f"{where}: {warning}"
+    if {other for _, _, other in found} == {warning}:
+        return f"{len(found)} of {total} measurements: {warning}"
+    return f"{len(found)} of {total} measurements, such as {where}: {warning}"
 
 
 def base_label(record: Record) -> str:

@@ -52,4 +52,9 @@ def megabytes(size: int) -> str:
 
 
 def interval(ratio: Ratio) -> str:
-    return f"{ratio.ratio:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+    return f"{times(ratio.ratio)} ({times(ratio.low)}-{times(ratio.high)})"
+
+
+def times(value: float) -> str:
+    """A ratio: two decimals as long as they mean something."""
+    return f"{value:.2f}" if value < 9.995 else three(value)

@@ -64,7 +64,7 @@ def stages(engine: EngineResult, longest: float, name: str) -> Markup:
         if floor:
             for kind in ("floor edge", "floor"):  # the edge keeps it apart from the pieces
                 drawn.append(svg.line(x(floor), top, x(floor), top + deep - 2, kind))
-        drawn.append(svg.text(x(at) + 6, top + 12, three(at), kind="figure"))
+        drawn.append(svg.text(x(max(at, floor)) + 6, top + 12, three(at), kind="figure"))
     return svg.figure(
         name,
         f"Time per block, {engine.label}",

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from rest_deploy.errors import InvariantError
 
-VOID = frozenset({"meta", "br", "col"})
+VOID = frozenset({"meta", "br"})
 """Elements without an end tag."""
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from pathlib import Path
 
 from rest_deploy.bench.record import Record
 from rest_deploy.report import bench_rows as derived
 from rest_deploy.report import svg
-from rest_deploy.report.bench_words import three
+from rest_deploy.report.bench_words import three, times
 from rest_deploy.report.markup import Content, Markup, element
 from rest_deploy.report.page_grid import key
 from rest_deploy.report.page_sections import sections
 from rest_deploy.report.plots import Looks
+
+HEADLINE = 90
+"""Characters of a first clause that is set as one."""
 
 
 def page(record: Record) -> str:
@@ -71,11 +75,19 @@ def _top(record: Record, looks: Looks) -> Content:
             element("button", "Dark", type="button", class_="theme", hidden=True),
             class_="eyebrow",
         ),
-        element("h1", record.advice or f"Benchmark of {record.model}"),
+        *_headline(record.advice or f"Benchmark of {record.model}"),
         element("p", element("code", record.command), class_="command"),
         _tiles(record, looks),
         _notes(record),
     )
+
+
+def _headline(advice: str) -> Content:
+    """The first clause large, what follows it below."""
+    found = re.match(rf"(.{{1,{HEADLINE}}}?)[:.] (.*)", advice, re.DOTALL)
+    if found is None:
+        return (element("h1", advice),)
+    return (element("h1", found[1]), element("p", found[2], class_="lead"))
 
 
 def _tiles(record: Record, looks: Looks) -> Content:
@@ -86,7 +98,7 @@ def _tiles(record: Record, looks: Looks) -> Content:
         if row is None:
             continue
         ratio = row.ratio
-        how = f"{ratio.ratio:.2f} times as fast as {ratio.base}" if ratio else ""
+        how = f"{times(ratio.ratio)} times as fast as {ratio.base}" if ratio else ""
         accuracy = row.engine.accuracy
         error = f"relative error {accuracy.relative_error:.1e}" if accuracy else ""
         tiles.append(
@@ -107,6 +119,10 @@ def _notes(record: Record) -> Content:
         element("li", element("b", f"{label} failed: "), reason, class_="failed")
         for label, reason in derived.failures(record)
     ]
-    items += [element("li", note) for note in record.notes]
+    items += [element("li", note, class_="said") for note in record.notes]
     items += [element("li", warning) for warning in derived.warnings(record)]
-    return element("ul", items, class_="notes", aria_label="Failures and warnings") if items else ()
+    return (
+        element("ul", items, class_="notes", aria_label="Failures, notes and warnings")
+        if items
+        else ()
+    )

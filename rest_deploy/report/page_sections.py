@@ -49,7 +49,8 @@ def _all(record: Record, looks: Looks) -> list[Section | None]:
         _section(
             "pareto", "Trade-off", "What accuracy costs, what speed costs",
             "Down and to the left is better. The dashed line is the front: nothing below it or "
-            "left of it was measured. Colour is the backend, the mark is the precision.", run,
+            "left of it was measured. Colour is the backend, the mark is the precision."
+            + _unplaced(record), run,
             _panels(record, looks, plots.pareto, "pareto", legend),
         ),
         _section(
@@ -84,6 +85,16 @@ def _all(record: Record, looks: Looks) -> list[Section | None]:
                  element("div", page_tables.environment(record.environment, record),
                          class_="panel")),
     ]  # fmt: skip
+
+
+def _unplaced(record: Record) -> str:
+    """Engines that a logarithmic axis of errors has no place for."""
+    labels = [
+        engine.label
+        for engine in derived.working(record)
+        if engine.accuracy is None or engine.accuracy.relative_error <= 0
+    ]
+    return f" Not drawn, no error or an unknown one: {', '.join(labels)}." if labels else ""
 
 
 def _legend(looks: Looks) -> Markup:
@@ -124,7 +135,7 @@ def _throughput(record: Record, looks: Looks, legend: Content) -> Content:
 def _stages(record: Record, run: str) -> Section | None:
     engines = [engine for engine in derived.working(record) if engine.blocks]
     longest = max(
-        (sum(part.ms for part in parts)
+        (max(sum(part.ms for part in parts), sum(part.floor_ms for part in parts))
          for engine in engines for parts in breakdown.by_block(engine).values()),
         default=0.0,
     )  # fmt: skip
@@ -164,7 +175,7 @@ def _roofline(record: Record, looks: Looks, run: str) -> Section | None:
         "roofline", "Roofline", "How much of the machine is used",
         "What a large GEMM and a copy reach on this machine bounds every block: under the "
         "slope by memory, under the flat part by arithmetic.", run, table,
-        element("br") if drawn and table else (), drawn,
+        drawn,
     )  # fmt: skip
 
 

@@ -69,9 +69,9 @@ def _latency(
     said: Content = element("small", "base") if row.is_base else ""
     if row.ratio:
         said = (
-            element("small", f"{row.ratio.ratio:.2f} ",
+            element("small", f"{words.times(row.ratio.ratio)} ",
                     element("span", words.VERDICTS[verdict], class_=verdict.split()[0])),
-            element("small", f"{row.ratio.low:.2f} to {row.ratio.high:.2f}"),
+            element("small", f"{words.times(row.ratio.low)} to {words.times(row.ratio.high)}"),
         )  # fmt: skip
     meter = element(
         "span", element("i", style=part), class_=f"meter {looks[label].hue}", aria_hidden="true"
@@ -84,7 +84,7 @@ def measurements(record: Record, looks: Looks) -> Markup:
     """Everything that was measured, as it was stored."""
     header = ("engine", "shape", "mode", "in flight", "threads", "N", "min", "median", "noise",
               "mean", "p90", "p95", "p99", "max", "CoV", "outliers", "images/s", "ratio",
-              "stopped by")  # fmt: skip
+              "stopped by", "warnings")  # fmt: skip
     rows = [
         (
             engine_name(engine, looks),
@@ -123,6 +123,7 @@ def _measured(found: Measurement, ratio: Ratio | None) -> list[Cell]:
         Cell(three(found.images_per_second), found.images_per_second),
         Cell(words.interval(ratio), ratio.ratio) if ratio else EMPTY,
         Cell(found.stopped_by, kind="wide"),
+        Cell("; ".join(found.warnings), kind="wide long"),
     ]
 
 

@@ -102,10 +102,15 @@ def ratios(record: Record, case: Case, looks: Looks, name: str) -> Markup | None
 
 
 def throughput(record: Record, case: Case, looks: Looks, name: str) -> Markup | None:
-    """Images a second against requests in flight. None where nothing was saturated."""
+    """Images a second against requests in flight; isolated requests are one. None where nothing
+    was saturated."""
     series: dict[str, list[tuple[float, Measurement]]] = {}
     for row in derived.rows(record, case, "saturated"):
         series.setdefault(row.engine.label, []).append((row.measured.in_flight, row.measured))
+    for row in derived.rows(record, case):
+        known = series.get(row.engine.label, [])
+        if known and all(at > 1 for at, _ in known):
+            known.append((1, row.measured))
     title = f"Throughput at {case}"
     return _lines(series, looks, name, title, "requests in flight")
 

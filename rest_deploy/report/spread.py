@@ -59,7 +59,9 @@ def distributions(record: Record, case: Case, looks: Looks, name: str) -> Markup
 def _over_median(x: svg.Scale, top: float, bottom: float) -> list[Markup]:
     """Grid lines at the median and at round percentages above it."""
     wanted = (x.high - 1) / 5
-    step = next((step for step in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5) if step >= wanted), wanted)
+    step = next(
+        (step for step in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if step >= wanted), wanted
+    )
     found = []
     for index in range(int((x.high - 1) / step) + 1):
         at = x(1 + index * step)

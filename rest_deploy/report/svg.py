@@ -81,15 +81,19 @@ class Look:
 
 MARKS = {"fp32": "circle", "fp16": "square", "bf16": "up", "int8": "diamond", "fp8": "down"}
 HUES = 6
-"""Colours of page.css."""
+"""Colours of page.css; the first is grey."""
+
+REFERENCE = "pytorch"
 
 
 def looks(engines: Iterable[tuple[str, str, str]]) -> dict[str, Look]:
-    """(label, backend, precision) -> look by label; backends take colours in turn."""
-    backends: dict[str, int] = {}
+    """(label, backend, precision) -> look by label. The reference is grey, backends take colours
+    in turn."""
+    backends = {REFERENCE: 0}
     found = {}
     for index, (label, backend, precision) in enumerate(engines):
-        hue = backends.setdefault(backend, len(backends)) % HUES
+        hue = backends.setdefault(backend.lower(), len(backends))
+        hue = 1 + (hue - 1) % (HUES - 1) if hue else 0
         found[label] = Look(f"h{hue}", MARKS.get(precision, "cross"), index)
     return found
 

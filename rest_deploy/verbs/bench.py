@@ -313,6 +313,7 @@ def _examined(
         accuracy=accuracy,
         measurements=() if failed else measured.measurements,
         blocks=() if failed else blocks,
+        blocks_shape="x".join(map(str, shape)) if blocks else "",
         start=started,
         peak_bytes=started.peak_bytes if started else 0,
     )

@@ -49,11 +49,17 @@ def test_verdicts(verdict: str) -> None:
     assert words.VERDICTS[verdict] in cells(text, "1x3x224x224, isolated", "openvino", "int8")
 
 
+@pytest.mark.parametrize("label", ["openvino int8", "int8 openvino", "openvino"])
+def test_the_precision_is_said_once(label: str) -> None:
+    engine = replaced(only("openvino int8"), "engines.0.label", label)
+    assert cells(bench(engine), "1x3x224x224, isolated", "openvino", "int8")
+
+
 def test_failures_warnings_files_and_the_advice_last() -> None:
     text = bench(record(), ["build/bench.json", "build/bench.html"])
     lines = text.splitlines()
     assert any(line.startswith("failed: tensorrt fp16: no GPU is here") for line in lines)
-    assert "warning: sample data: no number here was measured" in lines
+    assert "note: sample data: no number here was measured" in lines
     assert text.index("warning: ") < text.index("wrote build/bench.json\nwrote build/bench.html")
     assert lines[-2].startswith("Deploy openvino int8: 9.4 ms")
 

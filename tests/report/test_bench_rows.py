@@ -166,6 +166,19 @@ def test_labels_must_tell_engines_apart(path: str, words: str) -> None:
         derived.sound(replaced(record(), path, name))
 
 
+def test_a_warning_of_one_measurement_says_where() -> None:
+    assert derived.warnings(record()) == [
+        "openvino int8, 8x3x448x448 isolated: the clock fell by 9 % during the run"
+    ]
+
+
+def test_equal_warnings_are_counted() -> None:
+    sample = record()
+    for index in range(2):
+        sample = replaced(sample, f"engines.1.measurements.{index}.warnings", ("hot",))
+    assert derived.warnings(sample)[0] == "2 of 94 measurements: hot"
+
+
 def test_warnings_that_differ_in_numbers_are_one_line() -> None:
     """With the largest of them; other words are another line."""
     sample = record()

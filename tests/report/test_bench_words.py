@@ -37,3 +37,10 @@ def test_shorten(most: int) -> None:
 
 def test_plain_takes_control_characters_out() -> None:
     assert words.plain("a\x1b[31m\n\u202eb é") == "a�[31m��b é"
+
+
+@pytest.mark.parametrize(
+    ("value", "written"), [(0.5, "0.50"), (9.994, "9.99"), (9.996, "10.0"), (221.4, "221")]
+)
+def test_times(value: float, written: str) -> None:
+    assert words.times(value) == written

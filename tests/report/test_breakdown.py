@@ -29,6 +29,14 @@ def test_pieces_of_a_bar_follow_each_other() -> None:
     )
 
 
+def test_a_floor_beyond_its_bar_does_not_cover_the_time() -> None:
+    engine = replaced(record().engines[1], "blocks.0.floor_ms", 16.0)
+    made = breakdown.stages(engine, 17.0, "s")
+    floor = float(re.findall(r'd="M([\d.]+) [^"]*" class="floor"', made)[0])
+    label = float(re.findall(r'<text x="([\d.]+)" [^>]*class="figure"', made)[0])
+    assert label > floor + 3
+
+
 def test_no_floor_where_none_is_known() -> None:
     engine = record().engines[1]
     bare = replaced(engine, "blocks", tuple(replaced(b, "floor_ms", 0.0) for b in engine.blocks))

@@ -162,7 +162,9 @@ def test_what_the_gpu_says_is_shown_where_there_is_one() -> None:
 
 def test_headline_failures_and_warnings() -> None:
     html = page(record())
-    assert re.search("<h1>Deploy openvino int8: 9.4 ms [^<]*</h1>", html)
+    assert '<h1>Deploy openvino int8</h1><p class="lead">9.4 ms an image at' in html
+    unbroken = "Deploy whatever " + "you like " * 20
+    assert f'<h1>{unbroken}</h1><p class="command">' in page(replaced(record(), "advice", unbroken))
     assert '<li class="failed"><b>tensorrt fp16 failed: </b>no GPU is here' in html
     for warning in derived.warnings(record()):
         assert f"<li>{warning}</li>" in html
@@ -231,6 +233,12 @@ def test_no_p99_of_few_samples() -> None:
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", row)
     assert cells[2] == "46"  # N, behind requests in flight and threads
     assert cells[9] == ""
+
+
+def test_engines_without_a_place_in_the_trade_off_are_named() -> None:
+    unknown = replaced(record(), "engines.0.accuracy", None)
+    assert "or an unknown one: pytorch fp32.</p>" in page(unknown)
+    assert "Not drawn" not in page(record())
 
 
 def test_best_of_a_column_is_marked() -> None:

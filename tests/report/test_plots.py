@@ -7,6 +7,7 @@ import re
 from rest_deploy.report import bench_rows as derived
 from rest_deploy.report import plots, spread, svg
 from rest_deploy.report.bench_rows import Case
+from rest_deploy.report.bench_words import three
 from rest_deploy.report.markup import Markup
 from rest_deploy.report.plots import Looks
 from tests.report.hostile import only, replaced
@@ -71,6 +72,24 @@ def test_throughput_rises() -> None:
     assert made.count('class="series') == 4  # PyTorch was not saturated
     (description,) = re.findall("<desc[^>]*>([^<]*)", made)
     assert "openvino int8: 1 -&gt; 105, 2 -&gt; 123, 4 -&gt; 139, 8 -&gt; 145" in description
+
+
+def test_one_request_in_flight_is_an_isolated_one() -> None:
+    """Where the sweep under load begins at two; where it has one, that one counts."""
+    engine = record().engines[4]
+    from_two = tuple(
+        found
+        for found in engine.measurements
+        if found.mode == "isolated" or found.in_flight in (2, 4)
+    )
+    made = plots.throughput(replaced(record(), "engines.4.measurements", from_two), CASE, looks(),
+                            "t")  # fmt: skip
+    assert made is not None
+    (isolated,) = [m for m in from_two if m.shape == CASE.shape and m.mode == "isolated"]
+    assert f"openvino int8: 1 -&gt; {three(isolated.images_per_second)}, 2 -&gt; 123, 4" in made
+    swept = plots.throughput(record(), CASE, looks(), "t")
+    assert swept is not None
+    assert swept.count("requests in flight 1:") == 4
 
 
 def test_batches() -> None:

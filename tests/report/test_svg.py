@@ -65,11 +65,14 @@ def test_what_is_no_number_is_not_drawn(value: float) -> None:
 
 
 def test_looks_tell_backends_and_precisions_apart() -> None:
-    found = svg.looks([("a", "x", "fp32"), ("b", "y", "int8"), ("c", "y", "fp32"), ("d", "z", "?")])
+    found = svg.looks([("b", "y", "int8"), ("a", "PyTorch", "fp32"), ("c", "y", "fp32"),
+                       ("d", "z", "?")])  # fmt: skip
     assert [(look.hue, look.mark) for look in found.values()] == [
-        ("h0", "circle"), ("h1", "diamond"), ("h1", "circle"), ("h2", "cross"),
+        ("h1", "diamond"), ("h0", "circle"), ("h1", "circle"), ("h2", "cross"),
     ]  # fmt: skip
     assert [look.index for look in found.values()] == [0, 1, 2, 3]
+    many = svg.looks((str(index), str(index), "fp32") for index in range(7))
+    assert [look.hue for look in many.values()] == ["h1", "h2", "h3", "h4", "h5", "h1", "h2"]
 
 
 BOUNDS = (0.0, 0.0, 400.0, 300.0)
