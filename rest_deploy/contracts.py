@@ -194,6 +194,9 @@ class GateResult(Struct, frozen=True):
         return len(self.checks) > 0 and all(check.passed for check in self.checks)
 
 
+HostBackend = Literal["onnxruntime", "openvino"]
+"""Backends that run a .onnx file; an .engine belongs to TensorRT."""
+
 Dims = tuple[int, int, int, int]
 """A shape (batch, 3, height, width)."""
 

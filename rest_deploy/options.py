@@ -146,10 +146,11 @@ def tensorrt_options(function: Any) -> Any:
 
 
 def backend_option(function: Any) -> Any:
-    from rest_deploy.runtime.backend import NAMES
+    from rest_deploy.contracts import HostBackend
 
     text = "Of a .onnx file. [default: the one MODEL was built for, else onnxruntime]"
-    return click.option("--backend", type=click.Choice(NAMES), help=text)(function)
+    names = click.Choice(get_args(HostBackend))
+    return click.option("--backend", type=names, help=text)(function)
 
 
 def provider_option(function: Any) -> Any:

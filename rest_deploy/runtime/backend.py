@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from rest_deploy.artifact import Sidecar
-from rest_deploy.contracts import Build, Runner
+from rest_deploy.contracts import Build, HostBackend, Runner
 from rest_deploy.engine.compile_cache import CompileCache
 from rest_deploy.engine.openvino import Inference, OpenVinoRunner, cache_key
 from rest_deploy.errors import InputError, MissingDependencyError, installed
 from rest_deploy.runtime.provider import default_cache
 from rest_deploy.runtime.specialize import DEFAULT_LIMITS, ShapeLimits, SpecializingRunner
 
-HostBackend = Literal["onnxruntime", "openvino"]
 NAMES: tuple[HostBackend, ...] = get_args(HostBackend)
-"""Backends that run a .onnx file; an .engine belongs to TensorRT."""
 
 
 def backend_for(sidecar: Sidecar | None, wanted: str | None, provider: str | None) -> HostBackend:
