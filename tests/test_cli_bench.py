@@ -124,7 +124,7 @@ def test_the_three_commands(tmp_path: Path) -> None:
     assert f"wrote {record}" in said
     assert f"wrote {page}" in said
     assert said.count("\n") < 60, "a report that is read"
-    assert "fp32 export" in done("report", record)
+    assert "1x3x224x224, end-to-end" in done("report", record)
     assert "fp32 export" in done("compare", record, record)
     found = json.loads(done("bench", "--seconds", "0.1", "--images", "16", "--batches", "1",
                             "--no-pytorch", "--no-profile", "--no-cold-start", "--in-flight", "1",
