@@ -16,11 +16,11 @@ import numpy as np
 
 from rest_deploy.bench.environment import cores
 from rest_deploy.bench.record import Ceilings
+from rest_deploy.contracts import HostBackend
 from rest_deploy.engine import onnxruntime_profile, openvino_profile
 from rest_deploy.engine.executed import Executed, Kernel
 from rest_deploy.engine.openvino import Inference
 from rest_deploy.errors import InputError, require
-from rest_deploy.runtime.backend import HostBackend
 
 Runtime = HostBackend
 """Whose GEMM is measured."""

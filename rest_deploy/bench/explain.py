@@ -11,12 +11,12 @@ import numpy as np
 from rest_deploy.artifact import read_sidecar
 from rest_deploy.bench import roofline
 from rest_deploy.bench.record import BlockTime, Ceilings
-from rest_deploy.contracts import SMALLEST_SIDE, Dims, Struct
+from rest_deploy.contracts import SMALLEST_SIDE, Dims, HostBackend, Struct
 from rest_deploy.engine import onnxruntime_profile, openvino_profile
 from rest_deploy.engine.executed import Executed
 from rest_deploy.engine.openvino import Inference
 from rest_deploy.errors import ArtifactError, InputError, ShapeError, require
-from rest_deploy.runtime.backend import HostBackend, backend_for, inference_precision
+from rest_deploy.runtime.backend import backend_for, inference_precision
 
 if TYPE_CHECKING:
     from rest_deploy.graph.work import Work

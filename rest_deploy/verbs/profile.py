@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rest_deploy.bench import ceilings
 from rest_deploy.bench.explain import Explained, examine, opened
-from rest_deploy.contracts import Dims
-from rest_deploy.runtime.backend import HostBackend
+from rest_deploy.contracts import Dims, HostBackend
 from rest_deploy.verbs.progress import Progress, silent
 
 

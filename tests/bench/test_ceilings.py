@@ -10,10 +10,10 @@ import pytest
 
 from rest_deploy.bench.ceilings import best, cache_bytes, copy, measure, rate
 from rest_deploy.bench.record import Ceilings
+from rest_deploy.contracts import HostBackend
 from rest_deploy.engine.executed import Kernel
 from rest_deploy.errors import InputError, installed
 from rest_deploy.graph.probe import one_gemm
-from rest_deploy.runtime.backend import HostBackend
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

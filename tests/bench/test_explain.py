@@ -14,12 +14,11 @@ from onnx import helper, numpy_helper
 from rest_deploy.bench.explain import examine, explain, opened
 from rest_deploy.bench.record import Ceilings
 from rest_deploy.cards import load_card
-from rest_deploy.contracts import Dims
+from rest_deploy.contracts import Dims, HostBackend
 from rest_deploy.engine import onnxruntime_profile
 from rest_deploy.engine.executed import Executed, Kernel
 from rest_deploy.errors import ArtifactError, InputError, RestDeployError, ShapeError, installed
 from rest_deploy.model import cost
-from rest_deploy.runtime.backend import HostBackend
 
 SHAPE: Dims = (2, 3, 64, 96)
 LOW = Ceilings(gemm_gflops={"fp32": 1e-3}, copy_gb_per_s=1e-3, threads=1)
