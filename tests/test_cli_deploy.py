@@ -25,7 +25,8 @@ LESS = ("--limit", "16", "--gate-images", "16")
 
 def arguments(workspace: Path, *more: str) -> list[Any]:
     return ["deploy", "--variant", "nano", "--checkpoint", TRAINED_WEIGHTS, "--int8",
-            "--backend", "onnxruntime", "--workspace", workspace, *LESS, *more]  # fmt: skip
+            "--backend", "onnxruntime", "--workspace", workspace, *LESS,
+            *([] if "--bench-seconds" in more else ["--no-bench"]), *more]  # fmt: skip
 
 
 def deployed(workspace: Path, *more: str) -> DeployReport:
@@ -134,3 +135,23 @@ def test_nothing_is_begun_that_cannot_end(tmp_path: Path) -> None:
         3, "none.pth",
     )  # fmt: skip
     assert not workspace.exists()
+
+
+def test_the_engine_is_measured_once(workspace: Path) -> None:
+    """And again when the engine is another."""
+    given = [
+        word for word in arguments(workspace, "--bench-seconds", "0.1") if word != "--no-bench"
+    ]
+
+    def record() -> DeployReport:
+        return msgspec.json.decode(done(*given, "--json"), type=DeployReport)
+
+    first, second = record(), record()
+    assert [step.name for step in first.steps][-1] == "bench"
+    assert reused(first) == [True, True, True, False]
+    assert reused(second) == [True] * 4
+    assert first.record == second.record
+    assert Path(first.record).with_suffix(".html").is_file()
+    assert first.advice
+    said = done(*given)
+    assert f"rest-deploy report {first.record}" in said

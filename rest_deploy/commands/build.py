@@ -182,13 +182,28 @@ def build_engine(
               help="auto, tensorrt, tensorrt-rtx, openvino, onnxruntime.")  # fmt: skip
 @build_options
 @tensorrt_options
+@click.option("--no-bench", is_flag=True, help="Do not measure the engine.")
+@click.option("--bench-seconds", type=click.FloatRange(0.1, 3600), default=5.0, show_default=True,
+              help="At most, for each engine at each shape and mode.")  # fmt: skip
 def deploy(
-    variant: str, backend: str, workspace: Path | None, as_json: bool, **options: Any
+    variant: str,
+    backend: str,
+    workspace: Path | None,
+    as_json: bool,
+    no_bench: bool,
+    bench_seconds: float,
+    **options: Any,
 ) -> None:
-    """Export, calibrate, build and gate in one go; a killed run is gone on with by the next."""
-    from rest_deploy import artifact, verbs
-    from rest_deploy.report import engine as text
+    """Export, calibrate, build, gate and bench in one go; a killed run is gone on with by the next.
 
+    What is up to date is not done again.
+    """
+    from rest_deploy import artifact, verbs
+    from rest_deploy.bench import store
+    from rest_deploy.report import engine as text
+    from rest_deploy.report import page
+
+    measured = verbs.BenchWishes(seconds=bench_seconds, checkpoint=options["checkpoint"])
     wanted, exported = wishes(options), export_wishes(options)
     report = verbs.deploy(
         variant,
@@ -197,9 +212,13 @@ def deploy(
         workspace=artifact.workspace(workspace),
         backend=backend,
         wishes=wanted,
+        measured=None if no_bench else measured,
         progress=progress(as_json),
         counter=counter(as_json),
     )
+    if report.record:
+        record = Path(report.record)
+        artifact.write_text(verbs.page_path(record, None), page.page(store.read(record)))
     show(report, as_json, text.deployed)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from rest_deploy.contracts import EngineFit, ProviderFit
 from rest_deploy.engine.planner import Serving, describe_left_out
 from rest_deploy.engine.profiles import describe as describe_profile
@@ -87,4 +89,6 @@ def deployed(report: DeployReport) -> str:
         lines.append(f"  {step.name}: {took}, {step.file}")
         lines.append(f"    {step.summary}; sha256 {step.sha256[:12]}")
     lines += [f"warning: {warning}" for warning in report.warnings]
+    if report.record:
+        lines += ["", f"rest-deploy report {report.record}", *textwrap.wrap(report.advice, 100)]
     return "\n".join(lines)

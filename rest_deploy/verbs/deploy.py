@@ -1,8 +1,9 @@
-"""Checkpoint -> engine in one command: export, calibrate, build and gate, skipping what is done."""
+"""Checkpoint -> engine in one command: export, calibrate, build, gate, bench; done is done."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,11 +11,13 @@ from pathlib import Path
 
 from rest_deploy import __version__
 from rest_deploy.artifact import Sidecar, read_sidecar, sha256_file
+from rest_deploy.bench import environment, store
 from rest_deploy.cards import load_card
 from rest_deploy.contracts import InstanceNormForm, Struct
 from rest_deploy.engine.backends import choose
 from rest_deploy.errors import InputError
 from rest_deploy.verbs import engine, openvino
+from rest_deploy.verbs.bench import BenchWishes, bench
 from rest_deploy.verbs.build import build_engine
 from rest_deploy.verbs.calibrate import calibrate
 from rest_deploy.verbs.export import export
@@ -53,7 +56,8 @@ class Step(Struct, frozen=True):
 
 
 class DeployReport(Struct, frozen=True):
-    """What `rest-deploy deploy` did; the engine is the file of the last step."""
+    """What `rest-deploy deploy` did. record: of the bench, "" without one; advice: its word on
+    which engine to deploy."""
 
     engine: str
     backend: str
@@ -61,6 +65,8 @@ class DeployReport(Struct, frozen=True):
     steps: tuple[Step, ...]
     seconds: float
     warnings: tuple[str, ...] = ()
+    record: str = ""
+    advice: str = ""
 
 
 @dataclass
@@ -101,12 +107,14 @@ def deploy(
     workspace: Path,
     backend: str = "auto",
     wishes: engine.Wishes = engine.NO_WISHES,
+    measured: BenchWishes | None = None,
     progress: Progress = silent,
     counter: Counter = uncounted,
 ) -> DeployReport:
-    """Export, calibrate, build and gate. A run that was killed is gone on with by the next; what is
-    up to date is not done again.
+    """Export, calibrate, build, gate and bench. A run that was killed is gone on with by the next;
+    what is up to date is not done again.
 
+    measured: how the engine is compared with the export and PyTorch; None: not at all.
     Raises what `export`, `calibrate` and `build_engine` raise; steps before the failed one stay.
     """
     started = time.monotonic()
@@ -153,6 +161,9 @@ def deploy(
         _file_hash(request.table, "table"),
     )  # fmt: skip
     path = run.step(f"build {request.precision} for {choice.backend}", key, built)
+    record = None
+    if measured is not None:
+        record = _measured(model, path, measured, workspace, run, counter)
     return DeployReport(
         engine=str(path),
         backend=choice.backend,
@@ -160,7 +171,29 @@ def deploy(
         steps=tuple(run.steps),
         seconds=time.monotonic() - started,
         warnings=tuple(dict.fromkeys(run.warnings)),
+        record="" if record is None else str(record),
+        advice="" if record is None else store.read(record).advice,
     )
+
+
+def _measured(
+    model: Path, path: Path, wishes: BenchWishes, workspace: Path, run: _Run, counter: Counter
+) -> Path:
+    """The record, of this machine and these files."""
+    engines = (model, path)
+
+    def benched() -> Path:
+        report = bench(
+            engines, wishes, workspace=workspace,
+            command=shlex.join(["rest-deploy", "bench", *map(str, engines)]),
+            progress=run.progress, counter=counter,
+        )  # fmt: skip
+        return Path(report.record_file)
+
+    here = environment.examine()
+    hashes = [sha256_file(engine) for engine in engines]
+    key = key_of(__version__, _versions(), here.likeness(), hashes, wishes)
+    return run.step("bench", key, benched, "see its page")
 
 
 def _calibrated(model: Path, request: Request, workspace: Path, run: _Run, counter: Counter) -> str:
