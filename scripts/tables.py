@@ -135,13 +135,56 @@ def tensorrt_builds() -> str:
     return "\n".join(lines)
 
 
+def speed() -> str:
+    """Median ms and ratio to ours on OpenVINO, of the engines of both groups at every shape."""
+    record = json.loads((RESULTS / "speed_lite.json").read_text())
+    lines = []
+    for group, found in record["groups"].items():
+        ratios = {(one["other"], one["shape"]): one for one in found["ratios"]}
+        shapes = list(dict.fromkeys(_shape(point) for engine in found["engines"]
+                                    for point in engine["points"]))  # fmt: skip
+        lines += [_row([f"rest_lite {group}", "error", *shapes]), _row(["---"] * (2 + len(shapes)))]
+        for engine in found["engines"]:
+            points = {_shape(point): point for point in engine["points"]}
+            error = found["relative_error"][engine["label"]]
+            cells = [f"{error:.1e}" if isinstance(error, float) else "-"]
+            for shape in shapes:
+                ratio = ratios.get((engine["label"], shape))
+                times = f" ({ratio['ratio']:.2f})" if ratio else ""
+                cells.append(f"{points[shape]['host']['median']:.1f} ms{times}"
+                             if shape in points else "-")  # fmt: skip
+            lines.append(_row([engine["label"], *cells]))
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _shape(point: dict[str, Any]) -> str:
+    return f"{point['batch']}x3x{point['height']}x{point['width']}"
+
+
+def harness() -> str:
+    """Verdicts on two engines of one speed and on one slowed by 5 %."""
+    record = json.loads((RESULTS / "harness.json").read_text())
+    verdicts = ["no difference", "ambiguous", "faster", "slower"]
+    lines = [_row(["engine", "pair", "trials", *verdicts]), _row(["---"] * (3 + len(verdicts)))]
+    for found in record["trials"]:
+        if found["kind"] == "records":
+            continue
+        counts = found["verdicts"]
+        lines.append(_row([found["engine"], found["kind"], found["trials"],
+                           *(counts.get(name, 0) for name in verdicts)]))  # fmt: skip
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "calibration": calibration,
+    "harness": harness,
     "instance_norm": instance_norm,
     "instance_norm_variants": instance_norm_variants,
     "instance_norm_plan": instance_norm_plan,
     "quantization": quantization,
     "quantization_latency": quantization_latency,
+    "speed": speed,
     "tensorrt_builds": tensorrt_builds,
 }
 

@@ -137,6 +137,7 @@ def test_nothing_is_begun_that_cannot_end(tmp_path: Path) -> None:
     assert not workspace.exists()
 
 
+@pytest.mark.slow
 def test_the_engine_is_measured_once(workspace: Path) -> None:
     """And again when the engine is another."""
     given = [

@@ -38,6 +38,9 @@ from rest_deploy.verify import metrics
 from rest_deploy.verify.parity import load_reference
 
 PYTORCH = "PyTorch fp32"
+WARM_UP = 2.0
+"""Seconds, at most, before each shape and mode; less where the measurement itself is shorter."""
+
 PHOTOS = 8
 """Of end-to-end runs."""
 
@@ -271,6 +274,7 @@ def _plan(wishes: BenchWishes, metadata: ModelMetadata) -> Plan:
             max_seconds=wishes.seconds,
             min_seconds=min(0.5, wishes.seconds),
         ),
+        warmup_seconds=min(WARM_UP, wishes.seconds),
         classes=metadata.num_classes,
         photos=pictures,
         preprocessing=preprocessing,

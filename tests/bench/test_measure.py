@@ -131,6 +131,7 @@ def test_twice_as_fast(run: Run, clock: FakeClock) -> None:
     assert [engine.label for engine in found.engines] == ["slow", "fast"]
 
 
+@pytest.mark.slow
 def test_two_of_one_kind_and_one_five_percent_slower(clock: FakeClock) -> None:
     """In 20 comparisons each: equals are never called faster or slower, 5 % is found in 19."""
     equal: list[str] = []
