@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from rest_deploy.runtime.session import Session
 from rest_deploy.verbs import Images, Request, Wishes
 from tests.conftest import TRAINED_WEIGHTS
 from tests.doubles.gpu import simulated_gpu
-from tests.doubles.tensorrt import SimulatedTensorRt
+from tests.doubles.tensorrt import Known, SimulatedTensorRt
 
 pytest.importorskip("tensorrt_rtx_bindings")
 torch = pytest.importorskip("torch")
@@ -43,14 +44,33 @@ def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimulatedTensorRt:
-    return simulated_gpu(monkeypatch, tmp_path, "tensorrt")
+@pytest.fixture(scope="module")
+def once(
+    trained_nano: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Known]]:
+    """A refittable engine, and what its bytes stand for."""
+    folder = tmp_path_factory.mktemp("refittable")
+    with pytest.MonkeyPatch.context() as patch:
+        module = simulated_gpu(patch, folder, "tensorrt")
+        return built(trained_nano, folder, "tensorrt", refit=True), module.engines
 
 
 @pytest.fixture
-def engine(gpu: SimulatedTensorRt, trained_nano: Path, tmp_path: Path) -> Path:
-    return built(trained_nano, tmp_path, "tensorrt", refit=True)
+def gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, once: tuple[Path, dict[str, Known]]
+) -> SimulatedTensorRt:
+    module = simulated_gpu(monkeypatch, tmp_path, "tensorrt")
+    for index, (sha256, known) in enumerate(once[1].items()):
+        graph = tmp_path / f"known-{index}.onnx"
+        shutil.copy(known.graph, graph)
+        module.engines[sha256] = replace(known, graph=graph)
+    return module
+
+
+@pytest.fixture
+def engine(gpu: SimulatedTensorRt, once: tuple[Path, dict[str, Known]], tmp_path: Path) -> Path:
+    shutil.copytree(once[0].parent, tmp_path / "workspace")
+    return tmp_path / "workspace" / once[0].name
 
 
 def built(export: Path, folder: Path, flavour: Flavour, *, refit: bool) -> Path:
