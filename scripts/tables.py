@@ -152,7 +152,7 @@ def speed() -> str:
                 ratio = ratios.get((engine["label"], shape))
                 times = f" ({ratio['ratio']:.2f})" if ratio else ""
                 cells.append(f"{points[shape]['host']['median']:.1f} ms{times}"
-                             if shape in points else "-")  # fmt: skip
+                             if shape in points else "failed")  # fmt: skip
             lines.append(_row([engine["label"], *cells]))
         lines.append("")
     return "\n".join(lines).rstrip()
