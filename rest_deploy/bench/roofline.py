@@ -125,22 +125,8 @@ def by_block(found: Iterable[Layer]) -> tuple[BlockTime, ...]:
     """Summed per block and kind, blocks in the order of the network."""
     from rest_deploy.graph.roles import KINDS
 
-    sums: dict[tuple[str, str], list[Layer]] = {}
-    for layer in found:
-        sums.setdefault((layer.block, layer.kind), []).append(layer)
-    return tuple(
-        BlockTime(
-            block=block,
-            kind=kind,
-            ms=sum(layer.ms for layer in group),
-            flops=sum(layer.flops for layer in group),
-            bytes=sum(layer.bytes for layer in group),
-            floor_ms=sum(layer.floor_ms for layer in group),
-        )
-        for (block, kind), group in sorted(
-            sums.items(), key=lambda item: (_order(item[0][0]), KINDS.index(item[0][1]))
-        )
-    )
+    merged = _merged((layer.block, layer.kind, layer) for layer in found)
+    return tuple(sorted(merged, key=lambda time: (_order(time.block), KINDS.index(time.kind))))
 
 
 def floor_ms(flops: float, moved: float, precision: str, ceilings: Ceilings | None) -> float:
@@ -222,8 +208,9 @@ def _named_by_node(kernels: Sequence[Kernel], works: Sequence[Work]) -> list[Ker
     ]
 
 
-def _merged(times: Iterable[tuple[str, str, BlockTime]]) -> tuple[BlockTime, ...]:
-    groups: dict[tuple[str, str], list[BlockTime]] = {}
+def _merged(times: Iterable[tuple[str, str, BlockTime | Layer]]) -> tuple[BlockTime, ...]:
+    """Summed by the block and the kind that each comes with."""
+    groups: dict[tuple[str, str], list[BlockTime | Layer]] = {}
     for block, kind, time in times:
         groups.setdefault((block, kind), []).append(time)
     return tuple(
