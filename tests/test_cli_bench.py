@@ -125,7 +125,7 @@ def test_the_three_commands(tmp_path: Path) -> None:
     assert f"wrote {page}" in said
     assert said.count("\n") < 90, "a report that is read"
     assert "1x3x224x224, end-to-end" in done("report", record)
-    assert "fp32 export" in done("compare", record, record)
+    assert "fp32 export" in done("compare", record, record, "--fail-if-slower", "5%")
     found = json.loads(done("bench", "--seconds", "0.1", "--images", "16", "--batches", "1",
                             "--no-pytorch", "--no-profile", "--no-cold-start", "--in-flight", "1",
                             "--json", *workspace))  # fmt: skip

@@ -1,6 +1,6 @@
 """TensorRT-RTX's runtime cache on disk: kernels it compiled for this GPU, to start faster.
 
-TensorRT-RTX compiles its kernels where it runs, which takes seconds the first time. The cache is
+TensorRT-RTX compiles its kernels where it runs, anew at each start without this. The cache is
 code that it will run, so it is kept beside the engine, in whose reach it is anyway, and its hash
 covers the engine's: a damaged one, or one of another engine, is not handed on.
 """

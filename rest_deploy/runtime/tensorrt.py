@@ -175,6 +175,9 @@ class TensorRtRunner:
         for lane in lanes:
             lane.close()
         with self.cuda.current():
+            if self._cache is not None and self._kernels is not None:
+                # Also what was compiled for inferences on the device, whose shapes are not counted.
+                self._kernels.save(bytes(self._cache.serialize()))
             self._config = self._cache = self._engine = self._runtime = None
 
     # --- what lanes ask for (execution.Engine) -----------------------------------------------

@@ -381,6 +381,14 @@ def test_kernels_are_kept(rtx: SimulatedTensorRt, tmp_path: Path) -> None:
     assert rtx.compiled == {(1, 3, 32, 32), (1, 3, 64, 64)}
 
 
+def test_kernels_compiled_since_are_kept_at_the_end(rtx: SimulatedTensorRt, tmp_path: Path) -> None:
+    kernels = KernelCache(tmp_path / "x.kernels", "00" * 32)
+    runner = TensorRtRunner(ENGINE, "tensorrt-rtx", rtx.cuda, GpuOptions(), kernels)
+    rtx.compiled.add((1, 3, 32, 32))  # as by an inference on the device
+    runner.close()
+    assert b"(1, 3, 32, 32)" in (KernelCache(kernels.path, "00" * 32).load() or b"")
+
+
 @pytest.mark.parametrize("harm", ["flipped", "cut", "empty", "another engine's"])
 def test_damaged_kernels_are_not_handed_on(
     rtx: SimulatedTensorRt, tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
