@@ -100,6 +100,16 @@ def flavour_of(sidecar: Sidecar) -> Flavour:
     return sidecar.build.fit.flavour
 
 
+def check_weights(path: Path, sidecar: Sidecar) -> None:
+    """Raise `ArtifactError` for an engine that was built without its weights."""
+    assert sidecar.build is not None
+    if sidecar.build.fit is not None and "strip-weights" in sidecar.build.fit.options:
+        raise ArtifactError(
+            f"{path} was built without its weights (--strip-weights)",
+            hint=f"rest-deploy refit {path} --checkpoint F",
+        )
+
+
 def check_unknown(path: Path, here: Here) -> tuple[bytes, Flavour]:
     """An engine that the user vouches for: its bytes, and the flavour that its first ones tell.
 

@@ -120,6 +120,7 @@ class Session:
         else:
             content, sidecar = loading.check_engine(path, here)
             metadata, flavour = sidecar.metadata, loading.flavour_of(sidecar)
+            loading.check_weights(path, sidecar)
         runner = open_engine(content, flavour, options, path, here.sm)
         return cls(runner, metadata, path, sidecar)
 

@@ -104,6 +104,8 @@ def on_gpu(
 
     staged: where it is now. Raises `DeviceError` when it could be run and the GPU refuses.
     """
+    if "strip-weights" in fit.options:
+        return "it has no weights until it is refitted"
     try:
         loading.check_fit(staged, fit, loading.examine(), "")
         cuda = open_cuda()

@@ -105,6 +105,7 @@ def refit(
             build.fit,
             key=hashlib.sha256(f"{build.fit.key} {done.graph_sha256}".encode()).hexdigest(),
             graph_sha256=done.graph_sha256,
+            options=_refitted_options(build.fit.options),
         )
         built = msgspec.structs.replace(
             build, fit=fit, source_sha256=done.source_sha256, gate=done.gate, gated=done.gated
@@ -136,6 +137,12 @@ def refit(
         seconds=time.monotonic() - started,
         warnings=tuple(warnings),
     )
+
+
+def _refitted_options(options: dict[str, str]) -> dict[str, str]:
+    """The engine has its weights now, and can be refitted again."""
+    kept = {name: value for name, value in options.items() if name != "strip-weights"}
+    return kept | {"refit": "True"}
 
 
 def _check_refittable(path: Path, sidecar: Sidecar, build: Build, fit: EngineFit) -> None:
@@ -207,7 +214,8 @@ def _refitted(
     result, gated = None, ""
     if judge is not None:
         with step(progress, "compared the engine itself with the reference"):
-            ran = on_gpu(engine_bytes, fit, folder / sidecar.file, metadata, judge)
+            whole = msgspec.structs.replace(fit, options=_refitted_options(fit.options))
+            ran = on_gpu(engine_bytes, whole, folder / sidecar.file, metadata, judge)
         if isinstance(ran, str):
             raise InputError(f"the gate cannot run the refitted engine: {ran}", hint="--no-gate")
         result, gated = ran, ITSELF

@@ -32,7 +32,7 @@ def simulated_gpu(
 
     def remembered(flavour: Flavour, graph: bytes, options: Options, step: Step) -> Built:
         # NVIDIA's builder does not make refittable engines without a GPU.
-        built = build(flavour, graph, replace(options, refit=False), step)
+        built = build(flavour, graph, replace(options, refit=False, strip_weights=False), step)
         if flavour == "tensorrt":
             built = replace(built, engine=b"ptrt" + built.engine)  # its engines begin otherwise
         file = folder / f"{len(module.engines)}.graph.onnx"

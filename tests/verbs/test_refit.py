@@ -120,6 +120,29 @@ def test_the_new_weights_answer(engine: Path, other_weights: Path, tmp_path: Pat
     assert read_sealed(elsewhere) is not None
 
 
+def test_stripped_weights(
+    gpu: SimulatedTensorRt, trained_nano: Path, other_weights: Path, tmp_path: Path
+) -> None:
+    """Not run, not judged and not opened until they are there."""
+    shutil.copytree(trained_nano.parent, tmp_path / "workspace")
+    report = verbs.build_engine(
+        None, REQUEST, workspace=tmp_path / "workspace", backend="tensorrt",
+        wishes=Wishes(strip_weights=True, max_shapes=("16x3x224x224",)),
+    )  # fmt: skip
+    assert report.warnings[0].endswith("it has no weights until it is refitted")
+    with pytest.raises(ArtifactError, match="was built without its weights") as caught:
+        Session.open(report.path)
+    assert f"refit {report.path}" in (caught.value.hint or "")
+    verbs.refit(Path(report.path), other_weights, gate_images=22)
+    with Session.open(report.path) as session:
+        assert session.run(images()).shape == (2, 22)
+    sidecar = read_sealed(Path(report.path))
+    assert sidecar is not None
+    assert sidecar.build is not None
+    assert sidecar.build.fit is not None
+    assert sidecar.build.fit.options == {"refit": "True"}
+
+
 def refuses(
     error: type[RestDeployError], words: str, engine: Path, checkpoint: Path
 ) -> RestDeployError:
