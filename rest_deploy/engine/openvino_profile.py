@@ -30,7 +30,8 @@ def profile(
 ) -> Executed:
     """Run `path` on `images` (N, 3, H, W), with counters and then without.
 
-    It is compiled for that one shape, as a session does for shapes that come often.
+    It is compiled for that one shape, as a session does for shapes that come often, but all cores
+    work on one layer at a time: a session shares a batch out among them, which is a bit faster.
     inference: what float layers compute in; always set, OpenVINO would take bf16 by itself.
     Raises what `OpenVinoRunner` does, and `VerificationError`.
     """
