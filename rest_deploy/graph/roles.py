@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Role = Literal[
-    "stem", "patch", "pa", "qkv", "scores", "transform", "norm", "context", "proj", "sr", "mlp",
-    "head",
+    "stem", "patch", "pa", "qkv", "offset", "scores", "transform", "norm", "context", "proj", "sr",
+    "mlp", "head",
 ]  # fmt: skip
-"""A block's own names. qkv: the three projections; scores: q k^T; transform: the head mix;
+"""A block's own names. qkv: the three projections; offset: q's bias as one number a key, of an
+attention with one head, which has no q and no proj; scores: q k^T; transform: the head mix;
 norm: what stands between softmax and context; context: map times v; mlp: fc1 and fc2;
 pa: the position encoding's depthwise convolution; sr: the spatial reduction's."""
 
@@ -21,6 +22,7 @@ _PATTERNS: tuple[tuple[str, Role], ...] = (
     (r"patch_embed_\d\.conv\.Conv", "patch"),
     (r".*\.pos\.(pa|gl)_conv\.Conv", "pa"),
     (r".*\.attn\.[qkv]\.MatMul", "qkv"),
+    (r".*\.attn\.k_offset\.MatMul", "offset"),
     (r".*\.attn\.scores\.MatMul", "scores"),
     (r".*\.attn\.transform_conv\.Conv", "transform"),
     (r".*\.attn\.norm\..*", "norm"),
@@ -72,7 +74,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _OF_ROLE: dict[Role, Kind] = {
     "stem": "conv", "patch": "conv", "pa": "conv", "sr": "conv",
-    "qkv": "gemm", "proj": "gemm", "mlp": "gemm", "head": "gemm",
+    "qkv": "gemm", "offset": "gemm", "proj": "gemm", "mlp": "gemm", "head": "gemm",
     "scores": "attention", "transform": "attention", "norm": "attention", "context": "attention",
 }  # fmt: skip
 

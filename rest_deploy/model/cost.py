@@ -23,8 +23,15 @@ def count(architecture: Architecture, num_classes: int, height: int, width: int)
     """Cost of one image of height x width."""
     with torch.device("meta"):
         module = ResT(architecture, num_classes).eval()
-        image = torch.empty(1, 3, height, width)
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        macs=macs(module, height, width),
+    )
+
+
+def macs(module: ResT, height: int, width: int) -> int:
+    """Multiply-accumulates of products and convolutions for one image, as `module` does them."""
+    image = next(module.parameters()).new_empty(1, 3, height, width)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(image)
-    parameters = sum(parameter.numel() for parameter in module.parameters())
-    return Cost(parameters=parameters, macs=counter.get_total_flops() // 2)
+    return counter.get_total_flops() // 2

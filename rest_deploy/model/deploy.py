@@ -142,6 +142,37 @@ class DeployAttention(nn.Module):
         return self.proj(context)
 
 
+class OneHeadAttention(nn.Module):
+    """EMSA of one head with q's and proj's weights moved to the few keys. Same interface.
+
+    For x the N tokens and y the M reduced ones, scores = (x Wq + bq)(y Wk)^T = x (y Wk Wq^T)^T +
+    (y Wk bq)^T, and (P (y Wv)) Wo = P (y (Wv Wo)): two GEMMs of N x C x C less, nothing more.
+    With h heads the products would be h times wider, which costs more than it saves from M = C on.
+    """
+
+    def __init__(self, source: DeployAttention) -> None:
+        super().__init__()
+        q, k, v, proj = source.q, source.k, source.v, source.proj
+        self.sr, self.sr_norm = source.sr, source.sr_norm
+        self.k = _linear(q.weight.T @ k.weight)
+        self.k_offset = _linear(q.bias[None] @ k.weight) if q.bias is not None else None
+        self.v = _linear(proj.weight @ v.weight)
+        self.scores, self.context = Scores(), Context()
+        self.bias = nn.Parameter(proj.bias, requires_grad=False)
+
+    def forward(self, x: Tensor, grid: Tensor) -> Tensor:
+        """x: (B, N, C) tokens; grid: (B, C, H, W), a map of their layout. -> (B, N, C)."""
+        source = x
+        if self.sr is not None and self.sr_norm is not None:
+            source = self.sr_norm(to_tokens(self.sr(to_grid(x, grid))))  # (B, M, C)
+        k = self.k(source).unsqueeze(1).transpose(2, 3)  # (B, 1, C, M)
+        scores = self.scores(x.unsqueeze(1), k)  # (B, 1, N, M)
+        if self.k_offset is not None:
+            scores = scores + self.k_offset(source).unsqueeze(1).transpose(2, 3)  # (B, 1, 1, M)
+        context = self.context(scores.softmax(dim=-1), self.v(source).unsqueeze(1))
+        return context.squeeze(1) + self.bias
+
+
 class DeployStage(Stage):
     """A stage whose shape changes are dynamic in the exported graph."""
 
@@ -225,6 +256,17 @@ def move_value_bias(model: ResT) -> int:
     return fired
 
 
+def merge_one_head(model: ResT) -> int:
+    """One head: q and proj need no GEMM over all tokens. See `OneHeadAttention`."""
+    fired = 0
+    for block in _blocks(model):
+        attention = block.attn
+        if isinstance(attention, DeployAttention) and attention.heads == 1:
+            block.attn = OneHeadAttention(attention)
+            fired += 1
+    return fired
+
+
 def fold_instance_norm(model: ResT) -> int:
     """The default form: see `FoldedNorm`."""
     return _replace_norm(model, lambda _heads: FoldedNorm())
@@ -246,6 +288,7 @@ REWRITES: tuple[Rewrite, ...] = (
     drop_key_bias,
     drop_mix_bias,
     move_value_bias,
+    merge_one_head,
 )
 
 NORM_REWRITES: dict[InstanceNormForm, tuple[Rewrite, ...]] = {
@@ -293,6 +336,12 @@ def _half(kv: nn.Linear, part: int, dim: int) -> nn.Linear:
     linear.weight = nn.Parameter(kv.weight[rows].clone(), requires_grad=False)
     if kv.bias is not None:
         linear.bias = nn.Parameter(kv.bias[rows].clone(), requires_grad=False)
+    return linear
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
     return linear
 
 

@@ -90,7 +90,7 @@ def _norm_site(node: ir.Node) -> Site | None:
         here = place(reader.name or "")
         if reader.op_type in {"Transpose", "Reshape", "ReduceMean"}:
             stack += [use.node for use in reader.outputs[0].uses()]
-        elif here is not None and here.role in {"qkv", "mlp", "head"}:
+        elif here is not None and here.role in {"qkv", "offset", "mlp", "head"}:
             readers.append((_name(reader.inputs[1]), _input_axis(reader)))
             activation = reader.inputs[0] or activation  # the head reads the mean of the tokens
         elif here is not None and here.role == "sr":

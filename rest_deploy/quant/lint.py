@@ -67,6 +67,12 @@ class WeightLayer:
     depthwise: bool
 
     @property
+    def one_channel(self) -> bool:
+        """Whether it has one output, which costs nothing in any precision."""
+        shape = self.weight.shape
+        return shape is not None and len(shape) == 2 and 1 in list(shape)
+
+    @property
     def name(self) -> str:
         """The weight's, where it says more than the node's."""
         weight = self.weight.name or ""
@@ -154,7 +160,7 @@ def _of_attentions(attentions: list[Attention], missed: list[Attention]) -> Iter
 
 def _of_layers(layers: list[WeightLayer], attentions: list[Attention]) -> Iterator[Finding]:
     inside = {layer.node for a in attentions for layer in a.layers.values()}
-    dense = [layer for layer in layers if not layer.depthwise and not _mixes_heads(layer)]
+    dense = [x for x in layers if not (x.depthwise or x.one_channel or _mixes_heads(x))]
     others = [layer for layer in dense if layer.node not in inside]
 
     def name(layer: WeightLayer) -> str:
@@ -228,8 +234,9 @@ def _attentions(graph: ir.Graph, layers: dict[ir.Node, WeightLayer]) -> Iterator
             for role, start in starts.items()
             if (node := _above(start, layers.__contains__)) is not None
         }
-        proj = _below(context, layers.__contains__)[1]
-        if proj is not None:
+        passed, proj = _below(context, layers.__contains__)
+        # With one head proj may be merged into v; the next layer is then fc1, behind a norm.
+        if proj is not None and all(node.op_type != "LayerNormalization" for node in passed):
             found["proj"] = layers[proj]
         yield Attention(softmax, context, between, found)
 

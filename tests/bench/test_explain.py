@@ -19,6 +19,8 @@ from rest_deploy.engine import onnxruntime_profile
 from rest_deploy.engine.executed import Executed, Kernel
 from rest_deploy.errors import ArtifactError, InputError, RestDeployError, ShapeError, installed
 from rest_deploy.model import cost
+from rest_deploy.model.deploy import to_deploy
+from rest_deploy.model.rest import ResT
 
 SHAPE: Dims = (2, 3, 64, 96)
 LOW = Ceilings(gemm_gflops={"fp32": 1e-3}, copy_gb_per_s=1e-3, threads=1)
@@ -31,7 +33,8 @@ def test_nothing_is_lost(exported_nano: Path, backend: HostBackend) -> None:
     if not installed(backend):
         pytest.skip(f"{backend} is not installed")
     found = examine(exported_nano, SHAPE, 1, backend=backend, ceilings=HIGH, seconds=0)
-    counted = 2 * SHAPE[0] * cost.count(load_card("nano").architecture, 1000, *SHAPE[2:]).macs
+    deployed, _ = to_deploy(ResT(load_card("nano").architecture))
+    counted = 2 * SHAPE[0] * cost.macs(deployed, *SHAPE[2:])
     assert sum(time.flops for time in found.blocks) == counted
     assert sum(time.ms for time in found.blocks) == pytest.approx(found.kernel_ms)
     assert found.nowhere < 0.01

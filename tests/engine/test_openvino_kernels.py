@@ -92,8 +92,8 @@ def roles(path: Path) -> dict[str, dict[str, int]]:
     return {role: dict(counts) for role, counts in found.items()}
 
 
-FLOATS = {"pa": 4, "sr": 4, "transform": 4}
-QUANTIZED = {"stem": 3, "patch": 3, "qkv": 15, "proj": 5, "mlp": 10, "head": 1}
+FLOATS = {"pa": 4, "sr": 4, "transform": 4, "offset": 1}
+QUANTIZED = {"stem": 3, "patch": 3, "qkv": 14, "proj": 4, "mlp": 10, "head": 1}
 
 
 @needs_openvino

@@ -12,7 +12,15 @@ from rest_deploy.cards import load_card
 from rest_deploy.contracts import InstanceNormForm
 from rest_deploy.errors import InvariantError
 from rest_deploy.model import deploy
-from rest_deploy.model.deploy import REWRITES, DeployAttention, DeployStage, FoldedNorm, to_deploy
+from rest_deploy.model.cost import macs
+from rest_deploy.model.deploy import (
+    REWRITES,
+    DeployAttention,
+    DeployStage,
+    FoldedNorm,
+    OneHeadAttention,
+    to_deploy,
+)
 from rest_deploy.model.rest import EfficientAttention, ResT, Stage
 from tests.model.weights import golden_image, relative, set_golden
 
@@ -55,6 +63,7 @@ def test_every_rewrite_fires_where_it_should() -> None:
         "drop_key_bias": 5,
         "drop_mix_bias": 4,  # stage 1 has one head: no mix
         "move_value_bias": 5,
+        "merge_one_head": 1,
         "fold_instance_norm": 4,
     }
 
@@ -146,7 +155,40 @@ def test_folded_norm_negative_controls() -> None:
     assert relative(centred @ (scaled * 1.01), expected) > 1e-3
 
 
-def _holder(module: EfficientAttention, form: str) -> DeployAttention:
+def test_one_head_negative_controls() -> None:
+    """Each part of the merged attention matters, q's bias among them."""
+    torch.manual_seed(0)
+    module = EfficientAttention(32, 1, 8, qkv_bias=True, mix=True, norm=True).double()
+    with torch.no_grad():
+        module.q.bias.mul_(10)
+    grid = torch.randn(2, 32, 24, 24, dtype=torch.float64)
+    tokens = grid.flatten(2).transpose(1, 2)
+    with torch.inference_mode():
+        expected = module(tokens, grid)
+        for part in ("k", "k_offset", "v", "bias"):
+            merged = _holder(module, "folded")
+            assert relative(merged(tokens, grid), expected) < BOUND
+            changed = getattr(merged, part)
+            (changed if part == "bias" else changed.weight).mul_(0.9)
+            assert relative(merged(tokens, grid), expected) > 1e-4, part
+
+
+def test_one_head_without_bias() -> None:
+    module = reference(qkv_bias=False)
+    deployed, fired = to_deploy(module)
+    assert fired["merge_one_head"] == 1
+    with torch.inference_mode():
+        assert relative(deployed(golden_image(64, 96)), module(golden_image(64, 96))) < BOUND
+
+
+def test_one_head_saves_two_products_over_all_tokens() -> None:
+    """At 224: q and proj take 3136 tokens * 32 * 32 each, q's bias one column for 49 keys."""
+    module = ResT(load_card("nano").architecture)
+    saved = macs(module, 224, 224) - macs(to_deploy(module)[0], 224, 224)
+    assert saved == 2 * 3136 * 32 * 32 - 49 * 32
+
+
+def _holder(module: EfficientAttention, form: str) -> DeployAttention | OneHeadAttention:
     """The attention after all rewrites, through the public list."""
     model = ResT(load_card("nano").architecture, 0).double()
     model.stage4[0].attn = copy.deepcopy(module)
@@ -154,5 +196,8 @@ def _holder(module: EfficientAttention, form: str) -> DeployAttention:
     for rewrite in rewrites:
         rewrite(model)
     attention = model.stage4[0].attn
+    if module.heads == 1:
+        assert isinstance(attention, OneHeadAttention)
+        return attention
     assert isinstance(attention, DeployAttention)
     return attention

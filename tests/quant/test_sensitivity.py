@@ -48,8 +48,8 @@ def test_shares_are_of_multiplications(exported_nano: Path, table: CalibrationTa
     """By hand at 224: fc1 and fc2 of stage 1 take 2 * 3136 tokens * 32 * 128 multiplications."""
     shares = sensitivity.shares(exported_nano, table)
     assert sum(shares.values()) == pytest.approx(1)
-    mlp, proj = shares[Place("stage1.0", "mlp")], shares[Place("stage1.0", "proj")]
-    assert mlp / proj == pytest.approx(2 * 128 / 32)
+    mlp, qkv = shares[Place("stage1.0", "mlp")], shares[Place("stage1.0", "qkv")]
+    assert mlp / qkv == pytest.approx(3136 * 128 / (49 * 32)), "k and v of 49 tokens, one head"
     patch = shares[Place("patch_embed_2", "patch")]
     assert patch / mlp == pytest.approx(28 * 28 * 9 * 32 * 64 / (2 * 3136 * 32 * 128))
 
