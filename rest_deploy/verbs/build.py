@@ -249,6 +249,8 @@ def _build(
                     infer = openvino.infer(staged, precision, metadata)
                 judge = Judge.of(source, data, request, made, staged, used)
                 result = judge.graph(staged, used, infer)
+                if on_openvino:
+                    result = openvino.also_fixed(judge, result, staged, precision)
                 where = route.backend if route else openvino.ON if on_openvino else ""
                 gated = _gated(made, planned is not None, where)
             gate.enforce(result, target.name)

@@ -68,6 +68,18 @@ class Judge:
             infer = Session.open(proof, metadata=metadata).run
         return self._judged(gate.logits(infer, self.data.images))
 
+    def one_shape(self, result: GateResult, infer: gate.Infer, batch: int) -> GateResult:
+        """`result` with a check of what a session compiles for one shape, which computes some
+        sums in another order. infer: of `batch` images of the gate's size."""
+        whole = len(self.data.images) // batch * batch
+        parts = [infer(self.data.images[at : at + batch]) for at in range(0, whole, batch)]
+        fresh = self.source.metadata.weights.kind == "fresh"
+        check = gate.error_check(
+            self.reference[:whole], np.concatenate(parts), self._bounds(), fresh=fresh
+        )
+        named = msgspec.structs.replace(check, name=f"{check.name}, one shape compiled")
+        return msgspec.structs.replace(result, checks=(*result.checks, named))
+
     def engine(self, session: Session) -> GateResult:
         """On the GPU. Raises `ShapeError` when no profile holds images of the gate's size."""
         return self._judged(logits_of(session, self.data.images))

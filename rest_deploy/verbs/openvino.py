@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rest_deploy.contracts import ModelMetadata, Precision, Rest
+from rest_deploy.contracts import GateResult, ModelMetadata, Precision, Rest
 from rest_deploy.engine.backends import BackendName, Choice
 from rest_deploy.engine.openvino import Inference, OpenVinoRunner, check_bf16
 from rest_deploy.runtime.session import Session
+from rest_deploy.verbs.judge import Judge
 from rest_deploy.verbs.make import Kinds, Made, Request, by_role
-from rest_deploy.verify.gate import Infer
+from rest_deploy.verify.gate import BATCH, Infer
 
 OPENVINO: BackendName = "openvino"
 RECIPE = "int8-openvino"
@@ -65,6 +66,15 @@ def precision_of(request: Request, rest: Rest) -> Inference:
 def infer(staged: Path, precision: Inference, metadata: ModelMetadata) -> Infer:
     """Of a file that is not published yet: (N, 3, H, W) -> logits (N, classes)."""
     return Session(OpenVinoRunner(staged, precision=precision), metadata, staged, None).run
+
+
+def also_fixed(judge: Judge, result: GateResult, staged: Path, precision: Inference) -> GateResult:
+    """`result` with the error of what a session compiles for a shape that comes often."""
+    count, channels, height, width = judge.data.images.shape
+    batch = min(BATCH, count)
+    dynamic = OpenVinoRunner(staged, precision=precision)
+    fixed = dynamic.specialized((batch, channels, height, width))
+    return judge.one_shape(result, Session(fixed, judge.source.metadata, staged, None).run, batch)
 
 
 def obtained(path: Path, precision: Inference) -> Kinds:

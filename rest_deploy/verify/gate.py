@@ -61,9 +61,7 @@ def judge(
     labels: class of each image, -1 where unknown. fresh: the weights are untrained, so that only
     errors count, not classes.
     """
-    error = metrics.relative_error(reference, actual)
-    limit = bounds.relative_error_fresh if fresh else bounds.relative_error
-    checks = [_at_most("relative logit error", error, limit)]
+    checks = [error_check(reference, actual, bounds, fresh=fresh)]
     classes = reference.shape[1] > 1 and not fresh
     if classes:
         agreement = metrics.agreement(reference, actual)
@@ -176,6 +174,18 @@ def weight_errors(model: Path, original: ir.Model) -> dict[str, float]:
         size = max(float(np.linalg.norm(exact)), 1e-30)  # a weight of zeros has no error at all
         errors[name] = float(np.linalg.norm(difference)) / size
     return errors
+
+
+def error_check(
+    reference: npt.NDArray[np.floating],
+    actual: npt.NDArray[np.floating],
+    bounds: GateBounds,
+    *,
+    fresh: bool,
+) -> GateCheck:
+    """Of logits (N, classes); NaN is outside every bound."""
+    limit = bounds.relative_error_fresh if fresh else bounds.relative_error
+    return _at_most("relative logit error", metrics.relative_error(reference, actual), limit)
 
 
 def logits(infer: Infer, images: Float32) -> npt.NDArray[np.floating]:
