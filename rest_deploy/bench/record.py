@@ -172,6 +172,19 @@ class Ratio(Struct, frozen=True):
     rounds: int = 0
 
 
+class Growth(Struct, frozen=True):
+    """From the smallest shape an engine was measured at to a larger one, both "1x3x224x224" and
+    isolated: ratio of the median times, of the FLOPs and of the bytes counted from its graph."""
+
+    engine: str
+    small: str
+    large: str
+    measured: float
+    flops: float
+    bytes: float
+    threads: int = 0
+
+
 class PlaceError(Struct, frozen=True):
     """One (block, role) quantized alone: relative error of the logits; share: of the model's weight
     multiplications."""
@@ -193,8 +206,10 @@ class Sensitivity(Struct, frozen=True):
 
 
 class NormError(Struct, frozen=True):
-    """One form of the InstanceNorm ("folded", "native", "decomposed", "stock") at one size,
-    "224x224": relative error of the float32 logits. weights: "fresh" or "trained"."""
+    """One form of the InstanceNorm at one size, "224x224": relative error of the float32 logits.
+
+    form: "folded", "native", "decomposed" or "stock", or "PyTorch eager", which computes it by its
+    definition. weights: "fresh" or "trained"."""
 
     weights: str
     form: str
@@ -203,7 +218,7 @@ class NormError(Struct, frozen=True):
 
 
 class NormErrors(Struct, frozen=True):
-    """The rows of benchmarks/instance_norm.py for this model."""
+    """How well the float32 model holds float64's answers at several sizes, beside other forms."""
 
     command: str
     rows: tuple[NormError, ...]
@@ -226,5 +241,6 @@ class Record(Struct, frozen=True):
     ceilings: Ceilings | None = None
     advice: str = ""
     notes: tuple[str, ...] = ()
+    growth: tuple[Growth, ...] = ()
     sensitivity: Sensitivity | None = None
     instance_norm: NormErrors | None = None

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from rest_deploy.bench.record import BlockTime, Ceilings
+from rest_deploy.bench.record import BlockTime, Ceilings, Growth, Measurement
 from rest_deploy.engine.executed import Kernel
 from rest_deploy.errors import InputError
 
@@ -43,16 +43,6 @@ class Layer:
     flops: float
     bytes: float
     floor_ms: float
-
-
-@dataclass(frozen=True)
-class Growth:
-    """From one input shape to a larger one: ratio of counted FLOPs, of counted bytes, and of the
-    measured times."""
-
-    flops: float
-    bytes: float
-    measured: float
 
 
 def layers(
@@ -175,24 +165,43 @@ def by_kind(times: Iterable[BlockTime]) -> tuple[BlockTime, ...]:
 
 
 def growth(
-    model: onnx.ModelProto, small: Dims, large: Dims, small_ms: float, large_ms: float
-) -> Growth:
-    """What the counted cost says of two measured times at two shapes.
+    engine: str, model: onnx.ModelProto, measurements: Iterable[Measurement]
+) -> tuple[Growth, ...]:
+    """What the counted cost says of an engine's times at several shapes.
 
-    Attention grows with the fourth power of the side, the rest with its square. A measured ratio
-    below that of FLOPs and bytes: the small shape does not fill the machine; above both: the large
-    one has left a cache. Raises `InputError` for times that are none.
+    model: what was measured, or the float model of the same function. Attention grows with the
+    fourth power of the side, the rest with its square. A measured ratio below that of FLOPs and
+    bytes: the small shape does not fill the machine; above both: the large one has left a cache.
+    Raises `InputError` for times that are none.
     """
     from rest_deploy.graph.work import count
 
-    if not (0 < small_ms < float("inf") and 0 < large_ms < float("inf")):
-        raise InputError(f"times must be positive and finite, got {small_ms} and {large_ms} ms")
-    before, after = count(model, small), count(model, large)
-    return Growth(
-        flops=sum(work.flops for work in after) / sum(work.flops for work in before),
-        bytes=sum(work.bytes for work in after) / sum(work.bytes for work in before),
-        measured=large_ms / small_ms,
-    )
+    alone = [found for found in measurements if found.mode == "isolated"]
+    for found in alone:
+        if not 0 < found.host.median < float("inf"):
+            raise InputError(f"a time must be positive and finite, got {found.host.median} ms")
+    shapes: dict[str, Dims] = {m.shape: (m.batch, 3, m.height, m.width) for m in alone}
+    if len(shapes) < 2:
+        return ()
+    works = {shape: count(model, dims) for shape, dims in shapes.items()}
+    flops = {shape: sum(work.flops for work in found) for shape, found in works.items()}
+    bytes_ = {shape: sum(work.bytes for work in found) for shape, found in works.items()}
+    rows = []
+    for threads in dict.fromkeys(found.threads for found in alone):
+        those = sorted((m for m in alone if m.threads == threads), key=lambda m: flops[m.shape])
+        rows += [
+            Growth(
+                engine=engine,
+                small=those[0].shape,
+                large=large.shape,
+                measured=large.host.median / those[0].host.median,
+                flops=flops[large.shape] / flops[those[0].shape],
+                bytes=bytes_[large.shape] / bytes_[those[0].shape],
+                threads=threads,
+            )
+            for large in those[1:]
+        ]
+    return tuple(rows)
 
 
 def _named_by_node(kernels: Sequence[Kernel], works: Sequence[Work]) -> list[Kernel]:

@@ -29,6 +29,8 @@ def bench(record: Record, written: Sequence[str] = ()) -> str:
     for case in derived.cases(record):
         for mode in _modes(record, case):
             lines += ["", f"{case}, {mode}", _table(record, case, mode)]
+    if derived.growth(record):
+        lines += ["", "time against the counted work, larger over smallest shape", _growth(record)]
     lines += ["", *_wrapped("", _legend(record))]
     for label, reason in derived.failures(record):
         lines += _wrapped(f"failed: {words.plain(label)}: ", words.plain(reason))
@@ -72,6 +74,21 @@ def _table(record: Record, case: Case, mode: Mode) -> str:
         most = max(LEAST_NAME, max(len(row[0]) for row in cells) - too_wide)
         cells = [(words.shorten(row[0], most), *row[1:]) for row in cells]
     return table(HEADER, cells, gap=1)
+
+
+def _growth(record: Record) -> str:
+    return table(
+        ("engine", "from", "to", "time", "FLOPs", "bytes"),
+        [
+            (
+                words.shorten(words.plain(row.engine), 40),
+                str(Case(row.small, row.threads)),
+                row.large,
+                *(words.times(value) for value in (row.measured, row.flops, row.bytes)),
+            )
+            for row in derived.growth(record)
+        ],
+    )
 
 
 def _width(text: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from rest_deploy.bench.record import EngineResult, Measurement, Mode, Ratio, Record
+from rest_deploy.bench.record import EngineResult, Growth, Measurement, Mode, Ratio, Record
 from rest_deploy.errors import InputError
 from rest_deploy.report.bench_words import three
 
@@ -166,6 +166,12 @@ def _together(found: list[tuple[float, str, str]], total: int) -> str:
     if {other for _, _, other in found} == {warning}:
         return f"{len(found)} of {total} measurements: {warning}"
     return f"{len(found)} of {total} measurements, such as {where}: {warning}"
+
+
+def growth(record: Record) -> list[Growth]:
+    """Of the engines that work."""
+    labels = {engine.label for engine in working(record)}
+    return [row for row in record.growth if row.engine in labels]
 
 
 def base_label(record: Record) -> str:

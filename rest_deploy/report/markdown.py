@@ -38,6 +38,8 @@ def markdown(record: Record) -> str:
         saturated = derived.rows(record, case, "saturated")
         if saturated:
             lines += ["", f"### {case}, several requests in flight", "", *_throughput(saturated)]
+    if derived.growth(record):
+        lines += ["", "### Time against the counted work", "", *_growth(record)]
     lines += ["", f"{text(words.VERDICT_LEGEND)}. {text(words.THROUGHPUT_LEGEND)}. Error and "
               "agreement: logits against PyTorch in float64."]  # fmt: skip
     failed = [f"- failed: {text(label)}: {text(why)}" for label, why in derived.failures(record)]
@@ -84,6 +86,15 @@ def _throughput(rows: Sequence[derived.Row]) -> list[str]:
          derived.p99(row.measured), str(row.measured.host.n))
         for row in rows
     ], left=1)  # fmt: skip
+
+
+def _growth(record: Record) -> list[str]:
+    header = ("engine", "from", "to", "time", "FLOPs", "bytes")
+    return table(header, [
+        (text(row.engine), str(Case(row.small, row.threads)), text(row.large),
+         *(words.times(value) for value in (row.measured, row.flops, row.bytes)))
+        for row in derived.growth(record)
+    ], left=3)  # fmt: skip
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:

@@ -70,6 +70,12 @@ def _all(record: Record, looks: Looks) -> list[Section | None]:
             "Images a second against requests in flight, and the most of them against the batch.",
             run, _throughput(record, looks, legend),
         ),
+        _section(
+            "growth", "Growth", "How the time grows with the work",
+            "Time below the growth of the operations: the small shape does not fill the machine. "
+            "Above that of operations and bytes: the large one no longer fits a cache.", run,
+            page_tables.growth(record, looks) or (),
+        ),
         _stages(record, run),
         _roofline(record, looks, run),
         _sensitivity(record),

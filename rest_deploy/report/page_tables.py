@@ -159,6 +159,26 @@ def devices(record: Record, looks: Looks) -> Markup | None:
     )
 
 
+def growth(record: Record, looks: Looks) -> Markup | None:
+    """Larger shapes over each engine's smallest. None where every engine has one shape."""
+    by_label = {engine.label: engine for engine in derived.working(record)}
+    rows = []
+    for row in derived.growth(record):
+        ratios = (row.measured, row.flops, row.bytes)
+        cells = [Cell(str(Case(row.small, row.threads)), kind="left"), Cell(row.large, kind="left")]
+        cells += [Cell(words.times(value), value) for value in ratios]
+        rows.append((engine_name(by_label[row.engine], looks), cells, looks[row.engine]))
+    if not rows:
+        return None
+    return grid(
+        "Ratio of the median times of isolated requests, of the floating-point operations and of "
+        "the bytes counted from the graph.",
+        ["engine", "from", "to", "time", "operations", "bytes"],
+        rows,
+        sortable=True,
+    )
+
+
 def starts(record: Record, looks: Looks) -> Markup | None:
     """A fresh process: where its time goes until the first answer. None where none was started."""
     rows = []

@@ -15,10 +15,18 @@ import numpy.typing as npt
 from rest_deploy import __version__, photos
 from rest_deploy.artifact import TEMPORARY_PREFIX, Sidecar, newest, read_sidecar
 from rest_deploy.bench import ceilings as machine
-from rest_deploy.bench import environment, measure, store, verdict
+from rest_deploy.bench import environment, measure, roofline, store, verdict
 from rest_deploy.bench.explain import explain
 from rest_deploy.bench.plan import Measured, Plan, Subject, UInt8, sweep
-from rest_deploy.bench.record import Accuracy, BlockTime, Ceilings, EngineResult, Record, Start
+from rest_deploy.bench.record import (
+    Accuracy,
+    BlockTime,
+    Ceilings,
+    EngineResult,
+    Growth,
+    Record,
+    Start,
+)
 from rest_deploy.bench.start import cold_start
 from rest_deploy.bench.stopping import Limits
 from rest_deploy.bench.timers import Engine
@@ -33,7 +41,9 @@ from rest_deploy.errors import (
 from rest_deploy.runtime.session import Session
 from rest_deploy.verbs.gate import GateData, gate_data, reference_logits
 from rest_deploy.verbs.judge import logits_of
+from rest_deploy.verbs.norms import norm_errors
 from rest_deploy.verbs.progress import Counter, Progress, silent, step, uncounted
+from rest_deploy.verbs.sensitivity import last_sensitivity
 from rest_deploy.verify import metrics
 from rest_deploy.verify.parity import load_reference
 
@@ -176,6 +186,10 @@ def bench(
     here = environment.examine()
     subjects = [Subject(one.label, _opener(one.path)) for one in found]
     eager = _eager(metadata, wishes, notes) if wishes.pytorch else None
+    norms = None
+    if eager is not None and found[0].sidecar.build is None:
+        with step(progress, "compared float32 with float64 at several sizes"):
+            norms = norm_errors(source, eager(wishes.threads[0]), wishes.checkpoint, command)
     if eager is not None:
         subjects.insert(0, Subject(PYTORCH, eager))
     compared = measure.compare(subjects, _plan(wishes, metadata), counter)
@@ -197,6 +211,8 @@ def bench(
                     _examined(one, measured, data, np.asarray(expected), ceilings, wishes)
                 )
         notes += [f"{measured.label}, skipped: {words}" for words in measured.skipped]
+    with step(progress, "compared the times with the counted work"):
+        growth = _growth(found, results)
     record = Record(
         schema=1,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -216,6 +232,9 @@ def bench(
             features=here.features,
         ),
         notes=tuple(notes),
+        growth=growth,
+        sensitivity=last_sensitivity(found[0].path.name, found[0].sidecar.sha256, workspace),
+        instance_norm=norms,
     )
     file = store.write(record, workspace / "bench")
     return BenchReport(record=record, record_file=str(file), seconds=time.monotonic() - started)
@@ -321,6 +340,21 @@ def _examined(
         start=started,
         peak_bytes=started.peak_bytes if started else 0,
     )
+
+
+def _growth(found: Sequence[Found], results: Sequence[EngineResult]) -> tuple[Growth, ...]:
+    """Of every engine by its own graph; what has none (PyTorch, a GPU's engine) by the export's."""
+    if not installed("onnx"):
+        return ()
+    import onnx
+
+    files = {one.label: one.path for one in found if one.path.suffix == ".onnx"}
+    rows: list[Growth] = []
+    for result in results:
+        path = files.get(result.label, found[0].path)
+        if len({measured.shape for measured in result.measurements}) > 1:
+            rows += roofline.growth(result.label, onnx.load(path), result.measurements)
+    return tuple(rows)
 
 
 def _on_cpu(one: Found) -> bool:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 import numpy as np
 
-from rest_deploy.artifact import to_json, write_text
+from rest_deploy.artifact import sha256_file, to_json, write_text
+from rest_deploy.bench.record import PlaceError, Sensitivity
 from rest_deploy.contracts import Struct
 from rest_deploy.errors import require
 from rest_deploy.quant.budget import PlaceScore, Score, parse_budget
@@ -49,11 +50,14 @@ class SensitivityReport(Struct, frozen=True):
 
 
 class Stored(Struct, frozen=True):
-    """What a run has measured so far; `identity` says of what."""
+    """What a run has measured so far; `identity` says of what. found: of a run that was finished,
+    of the export with that hash."""
 
     schema: Literal[1]
     identity: str
     scores: dict[str, Score]
+    model_sha256: str = ""
+    found: Sensitivity | None = None
 
 
 def sensitivity(
@@ -124,6 +128,28 @@ def sensitivity(
         PlaceScore(block=place.block, role=place.role, share=share, score=scores[str(place)])
         for place, share in shares.items()
     )
+    finished = Stored(
+        schema=1,
+        identity=identity,
+        scores=scores,
+        model_sha256=sha256_file(source.path),
+        found=Sensitivity(
+            command=f"rest-deploy sensitivity {source.path.name} --recipe {recipe}",
+            recipe=loaded.name,
+            images=len(seen.images),
+            whole=scores[""].relative_error,
+            places=tuple(
+                PlaceError(
+                    block=one.block,
+                    role=one.role,
+                    relative_error=one.score.relative_error,
+                    share=one.share,
+                )
+                for one in places
+            ),
+        ),
+    )
+    write_text(file, to_json(finished))
     result = SensitivityReport(
         model=str(source.path),
         recipe=loaded,
@@ -153,6 +179,19 @@ def sensitivity(
         budget_float_share=found.float_share,
         budget_score=found.score,
     )
+
+
+def last_sensitivity(name: str, sha256: str, workspace: Path) -> Sensitivity | None:
+    """What the last finished run found for the export of that name and hash, None for none."""
+    files = workspace.glob(f"{name.removesuffix('.onnx')}.*.sensitivity.json")
+    for file in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            stored = msgspec.json.decode(file.read_bytes(), type=Stored)
+        except (OSError, msgspec.DecodeError, UnicodeError):
+            continue
+        if stored.found is not None and stored.model_sha256 == sha256:
+            return stored.found
+    return None
 
 
 def _stored(file: Path, identity: str) -> dict[str, Score]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from rest_deploy.bench.record import BlockTime, Ceilings
+from rest_deploy.bench.record import BlockTime, Ceilings, Measurement, Mode, Spread
 from rest_deploy.bench.roofline import (
     above,
     by_block,
@@ -167,13 +167,33 @@ def test_a_fraction_needs_time() -> None:
         fraction([])
 
 
+def measured(batch: int, side: int, ms: float, mode: Mode = "isolated") -> Measurement:
+    host = Spread(n=1, min=ms, max=ms, mean=ms, median=ms, p90=ms, p95=ms, p99=ms, cov=0.0)
+    return Measurement(
+        batch=batch, height=side, width=side, mode=mode, threads=0, in_flight=1, host=host,
+        samples=(ms,), images_per_second=1.0, noise=0.0, stopped_by="",
+    )  # fmt: skip
+
+
 def test_growth_with_batch_and_size(exported_nano: Path) -> None:
     model = onnx.load(exported_nano)
-    batch = growth(model, (1, 3, 224, 224), (8, 3, 224, 224), 1.0, 7.0)
+    times = (measured(8, 224, 7.0), measured(1, 448, 6.0), measured(1, 224, 1.0),
+             measured(1, 224, 9.0, "saturated"))  # fmt: skip
+    size, batch = growth("ours", model, times)
+    assert {(row.engine, row.small) for row in (size, batch)} == {("ours", "1x3x224x224")}
+    assert (size.large, batch.large) == ("1x3x448x448", "8x3x224x224")
     assert batch.flops == pytest.approx(8)
     assert batch.bytes < 8, "weights are read once"
-    assert batch.measured == 7
-    size = growth(model, (1, 3, 224, 224), (1, 3, 448, 448), 1.0, 6.0)
+    assert (size.measured, batch.measured) == (6, 7)
     assert 4 < size.flops < 16, "between what grows with the area and what with its square"
+
+
+def test_no_growth_of_one_shape(exported_nano: Path) -> None:
+    times = (measured(1, 224, 1.0), measured(1, 224, 2.0, "end-to-end"))
+    assert growth("ours", onnx.load(exported_nano), times) == ()
+
+
+@pytest.mark.parametrize("ms", [0.0, float("nan"), float("inf")])
+def test_growth_of_no_time(exported_nano: Path, ms: float) -> None:
     with pytest.raises(InputError, match="positive and finite"):
-        growth(model, (1, 3, 64, 64), (1, 3, 64, 64), 0.0, 1.0)
+        growth("ours", onnx.load(exported_nano), (measured(1, 64, ms), measured(1, 96, 1.0)))

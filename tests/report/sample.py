@@ -17,6 +17,7 @@ from rest_deploy.bench.record import (
     Ceilings,
     EngineResult,
     Environment,
+    Growth,
     Measurement,
     Mode,
     NormError,
@@ -230,6 +231,21 @@ def engine(label: str) -> EngineResult:
     )
 
 
+def growth() -> tuple[Growth, ...]:
+    return tuple(
+        Growth(
+            engine=label,
+            small="1x3x224x224",
+            large=f"{batch}x3x{side}x{side}",
+            measured=median_ms(label, batch, side) / median_ms(label, 1, 224),
+            flops=batch * (side / 224) ** 2.2,
+            bytes=batch**0.9 * (side / 224) ** 2,
+        )
+        for label in LATENCY
+        for batch, side in SHAPES[1:]
+    )
+
+
 def ratios() -> tuple[Ratio, ...]:
     base = "pytorch fp32"
     found = []
@@ -303,6 +319,7 @@ def record() -> Record:
             "sample data: no number here was measured",
             "the machine was not idle before the run: load 0.21 on 8 cores",
         ),
+        growth=growth(),
         sensitivity=Sensitivity(
             command='rest-deploy sensitivity build/rest_lite.onnx --budget "agreement>=99.5%"',
             recipe="int8",

@@ -100,3 +100,11 @@ def test_a_long_name_keeps_its_ends() -> None:
 
 def test_same_record_same_text() -> None:
     assert bench(record()) == bench(msgspec.json.decode(msgspec.json.encode(record()), type=Record))
+
+
+def test_growth_where_there_are_several_shapes() -> None:
+    text = bench(record())
+    _, _, table = text.partition("time against the counted work")
+    assert "1x3x224x224  8x3x448x448" in table
+    without = bench(msgspec.structs.replace(record(), growth=()))
+    assert "counted work" not in without

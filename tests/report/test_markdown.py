@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+import msgspec
 import pytest
 
 from rest_deploy.bench.record import Record
@@ -73,3 +74,8 @@ def test_backticks_in_a_command_do_not_end_its_block() -> None:
 )  # fmt: skip
 def test_escape(plain: str, escaped: str) -> None:
     assert text(plain) == escaped
+
+
+def test_growth_where_there_are_several_shapes() -> None:
+    assert "### Time against the counted work" in markdown(record())
+    assert "counted work" not in markdown(msgspec.structs.replace(record(), growth=()))

@@ -126,8 +126,8 @@ def test_same_record_same_bytes() -> None:
 
 
 SECTIONS = [
-    *("engines", "pareto", "speedup", "latency", "throughput", "stages", "roofline", "sensitivity"),
-    *("instance-norm", "start", "all", "machine"),
+    *("engines", "pareto", "speedup", "latency", "throughput", "growth", "stages", "roofline"),
+    *("sensitivity", "instance-norm", "start", "all", "machine"),
 ]
 
 
@@ -177,7 +177,7 @@ def test_every_figure_and_table_is_described() -> None:
     figures = re.findall('<svg viewBox[^>]*role="img"', html)
     assert len(figures) == len(re.findall("<desc ", html)) == 4 * 5 + 2 + 4
     assert all(re.findall("<desc [^>]*>([^<]*)", html))
-    assert found.elements["table"] == found.elements["caption"] == 6
+    assert found.elements["table"] == found.elements["caption"] == 7
     assert "<th>" not in html  # each says what it is the head of
     assert html.count('tabindex="0" role="region" aria-label="') == found.elements["table"]
 

@@ -16,11 +16,12 @@ from onnx import numpy_helper
 from rest_deploy import verbs
 from rest_deploy.artifact import publish, read_sidecar, sha256_file, sidecar_path, staging
 from rest_deploy.bench import store
-from rest_deploy.bench.record import EngineResult, Record
+from rest_deploy.bench.record import EngineResult, PlaceError, Record, Sensitivity
 from rest_deploy.contracts import Build
 from rest_deploy.errors import ArtifactError, InputError
 from rest_deploy.verbs import BenchReport, BenchWishes
 from rest_deploy.verbs.bench import find
+from rest_deploy.verbs.sensitivity import Stored, last_sensitivity
 
 QUICK = BenchWishes(
     batches=(1,), seconds=0.2, images=16, pytorch=False, profile=False, cold_start=False
@@ -115,6 +116,37 @@ def test_everything_that_is_known_of_an_engine(workspace: Path) -> None:
     assert report.record.ceilings.gemm_gflops["fp32"] > 1
     assert found["PyTorch fp32"].measurements
     assert {ratio.base for ratio in report.record.ratios} == {"PyTorch fp32"}
+    norms = report.record.instance_norm
+    assert norms is not None
+    assert {row.form for row in norms.rows} == {"folded", "PyTorch eager"}
+    assert max(row.relative_error for row in norms.rows if row.form == "folded") < 1e-5
+    assert {row.size for row in norms.rows} >= {"97x131", "448x448"}
+
+
+def test_growth_is_told_of_several_shapes(workspace: Path) -> None:
+    report = bench(workspace, batches=(1, 2))
+    (row,) = report.record.growth
+    assert (row.engine, row.small, row.large) == ("fp32 export", "1x3x224x224", "2x3x224x224")
+    assert row.flops == pytest.approx(2)
+    assert bench(workspace).record.growth == ()
+
+
+def test_sensitivity_of_this_export_is_shown(workspace: Path) -> None:
+    export = read_sidecar(workspace / "rest_nano.onnx")
+    assert export is not None
+    found = Sensitivity(
+        command="rest-deploy sensitivity", recipe="int8", images=8, whole=1e-2,
+        places=(PlaceError("stem.conv1", "stem", 1e-3, 0.1),),
+    )  # fmt: skip
+    stored = Stored(schema=1, identity="", scores={}, model_sha256=export.sha256, found=found)
+    file = workspace / "rest_nano.int8.sensitivity.json"
+    file.write_bytes(msgspec.json.encode(stored))
+    assert bench(workspace).record.sensitivity == found
+    assert last_sensitivity("rest_nano.onnx", "another", workspace) is None
+    file.write_bytes(msgspec.json.encode(msgspec.structs.replace(stored, found=None)))
+    assert last_sensitivity("rest_nano.onnx", export.sha256, workspace) is None, "unfinished"
+    file.write_text("{")
+    assert last_sensitivity("rest_nano.onnx", export.sha256, workspace) is None, "damaged"
 
 
 def test_other_weights_are_left_out(workspace: Path, exported_nano: Path) -> None:

@@ -1,0 +1,45 @@
+"""How much of float64's answers the float32 model keeps at several sizes: InstanceNorm's doing.
+
+The norm on the attention map amplifies rounding with the size of the image; the folded form does
+not (docs/instance-norm.md). benchmarks/instance_norm.py compares all forms.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rest_deploy.bench.record import NormError, NormErrors
+from rest_deploy.bench.timers import Engine
+from rest_deploy.runtime.session import Session
+from rest_deploy.verify.metrics import relative_error
+from rest_deploy.verify.parity import Case, load_reference, synthetic_images
+
+SIZES = ((64, 64), (97, 131), (224, 224), (448, 448))
+
+
+def norm_errors(
+    export: Session, eager: Engine, checkpoint: Path | None, command: str
+) -> NormErrors:
+    """Of the export and of PyTorch in float32, one image a size, against PyTorch in float64.
+
+    eager: `model.eager.Eager` of the same weights. Raises what `load_reference` does.
+    """
+    from rest_deploy.model.reference import Reference
+
+    reference = Reference(load_reference(export.metadata, checkpoint))
+    weights = "fresh" if export.metadata.weights.kind == "fresh" else "trained"
+    rows = []
+    for height, width in SIZES:
+        images = synthetic_images(Case(batch=1, height=height, width=width))
+        exact = reference(images)
+        forms = {export.metadata.instance_norm: export.run, "PyTorch eager": eager.run}
+        rows += [
+            NormError(
+                weights=weights,
+                form=form,
+                size=f"{height}x{width}",
+                relative_error=relative_error(exact, run(images)),
+            )
+            for form, run in forms.items()
+        ]
+    return NormErrors(command=command, rows=tuple(rows))
