@@ -26,7 +26,7 @@ from rest_deploy import verbs
 from rest_deploy.artifact import to_json, write_text
 from rest_deploy.bench import environment, measure
 from rest_deploy.bench.plan import Plan, Subject, sweep
-from rest_deploy.bench.record import Measurement
+from rest_deploy.bench.record import Environment, Measurement
 from rest_deploy.bench.stopping import Limits
 from rest_deploy.bench.timers import Engine
 from rest_deploy.runtime.session import Session
@@ -126,6 +126,11 @@ def main(
 ) -> None:  # fmt: skip
     """Measure both groups and write the JSON."""
     here = environment.examine()
+    command = (
+        f"python benchmarks/speed.py --variant {variant} --checkpoint F --peers DIR "
+        f"--batches {batches} --sizes {sizes} --threads {threads} --seconds {seconds:g} "
+        f"--{'' if compiled else 'no-'}compile --output F"
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ours = _ours(variant, checkpoint, folder)
@@ -142,7 +147,7 @@ def main(
             limits=Limits(max_seconds=seconds, min_seconds=min(1.0, seconds)),
             classes=export.metadata.num_classes,
         )
-        found = {}
+        found: dict[str, Any] = {}
         for group, members in groups.items():
             subjects = [Subject(label, opened) for label, opened in members.items()]
             result = measure.compare(subjects, plan, _tell)
@@ -162,13 +167,17 @@ def main(
                 ],
                 "ratios": msgspec.to_builtins(result.ratios),
             }  # fmt: skip
-    versions = {path.stem: path.read_text().strip() for path in sorted(peers.glob("*.version"))}
+            _write(output, command, variant, here, peers, found)  # a group takes many minutes
+
+
+def _write(
+    output: Path, command: str, variant: str, here: Environment, peers: Path, found: dict[str, Any]
+) -> None:
     write_text(output, to_json({
-        "command": f"python benchmarks/speed.py --variant {variant} --checkpoint F --peers DIR "
-        f"--batches {batches} --sizes {sizes} --threads {threads} --seconds {seconds:g} --output F",
+        "command": command,
         "variant": variant,
         "environment": msgspec.to_builtins(here),
-        "peers": versions,
+        "peers": {file.stem: file.read_text().strip() for file in sorted(peers.glob("*.version"))},
         "ratio": "of base over engine: above 1 the engine is faster than base",
         "groups": found,
     }))  # fmt: skip
