@@ -234,6 +234,11 @@ def _ensemble(config: ModelConfig, configs: Mapping[str, ModelConfig]) -> Iterat
     for tensor in config.output:
         if tensor.name not in known:
             yield f"no step writes the output {tensor.name!r}"
+        elif tensor.name in used:
+            yield (
+                f"the output {tensor.name!r} is read by a step: requests that do not ask for it "
+                "fail with 'unexpected deadlock'"
+            )
         elif not _same(known[tensor.name], tensor):
             yield (
                 f"the output {tensor.name!r} is {_words(tensor)}, the step that writes it gives "

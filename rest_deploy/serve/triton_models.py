@@ -240,7 +240,7 @@ def _rank(source: Source, wishes: Wishes) -> Model:
         backend="python",
         max_batch_size=wishes.max_batch,
         input=(Tensor(name="logits", data_type=_image_type(source), dims=(source.answers,)),),
-        output=_ranking(top),
+        output=_ranking(top, source),
         instance_group=(InstanceGroup(count=1, kind=Kind.CPU),),
         parameters={"labels": Parameter(string_value=LABELS_FILE)},
     )
@@ -252,9 +252,7 @@ def _rank(source: Source, wishes: Wishes) -> Model:
 def _ensemble(source: Source, wishes: Wishes) -> Model:
     metadata = source.metadata
     engine, preprocess, rank, name = names(wishes.name, metadata.num_classes)
-    answer = Tensor(
-        name=metadata.output_name, data_type=_image_type(source), dims=(source.answers,)
-    )
+    last = metadata.output_name if not metadata.num_classes else "answers"
     steps = [
         Step(
             model_name=preprocess,
@@ -266,19 +264,20 @@ def _ensemble(source: Source, wishes: Wishes) -> Model:
             model_name=engine,
             model_version=-1,
             input_map={metadata.input_name: "prepared"},
-            output_map={metadata.output_name: metadata.output_name},
+            output_map={metadata.output_name: last},
         ),
     ]
-    outputs: tuple[Tensor, ...] = (answer,)
+    outputs: tuple[Tensor, ...] = (
+        Tensor(name=last, data_type=_image_type(source), dims=(source.answers,)),
+    )
     if metadata.num_classes:
-        ranking = _ranking(min(TOP, metadata.num_classes))
-        outputs += ranking
+        outputs = _ranking(min(TOP, metadata.num_classes), source)
         steps.append(
             Step(
                 model_name=rank,
                 model_version=-1,
-                input_map={"logits": metadata.output_name},
-                output_map={tensor.name: tensor.name for tensor in ranking},
+                input_map={"logits": last},
+                output_map={tensor.name: tensor.name for tensor in outputs},
             )
         )
     config = ModelConfig(
@@ -293,11 +292,14 @@ def _ensemble(source: Source, wishes: Wishes) -> Model:
     return Model(config, {"1/.keep": ""}, {})
 
 
-def _ranking(top: int) -> tuple[Tensor, ...]:
+def _ranking(top: int, source: Source) -> tuple[Tensor, ...]:
+    """The logits pass through: an ensemble's output that one of its steps reads must be asked for
+    in every request, or it fails ("unexpected deadlock", triton-inference-server/server#7482)."""
     return (
         Tensor(name="label", data_type=DataType.STRING, dims=(top,)),
         Tensor(name="probability", data_type=DataType.FP32, dims=(top,)),
         Tensor(name="index", data_type=DataType.INT32, dims=(top,)),
+        Tensor(name="logits", data_type=_image_type(source), dims=(source.answers,)),
     )
 
 

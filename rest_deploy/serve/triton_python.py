@@ -90,7 +90,8 @@ class PreprocessModel:
 
 
 class RankModel:
-    """Logits -> the most probable labels, their probabilities and indices, best first."""
+    """Logits -> the most probable labels, their probabilities and indices, best first; and the
+    logits again."""
 
     def initialize(self, args: dict[str, str]) -> None:
         config, folder = _opened(args)
@@ -111,6 +112,7 @@ class RankModel:
             ("label", np.array(labels, dtype=np.object_)),
             ("probability", np.array([[p.probability for p in row] for row in rows], np.float32)),
             ("index", np.array([[p.index for p in row] for row in rows], np.int32)),
+            ("logits", logits),
         ]
 
 

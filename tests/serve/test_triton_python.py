@@ -208,6 +208,7 @@ def test_ranking_is_the_classifiers(repository: Path, trained_nano: Path) -> Non
     found = answer.array("probability")
     assert np.allclose(found[0], [p.probability for p in expected], atol=1e-6)
     assert answer.array("index")[1][0] == logits.argmin()
+    assert np.array_equal(answer.array("logits")[0], logits[0])
     assert (found.dtype, answer.array("index").dtype) == (np.float32, np.int32)
 
 
