@@ -32,6 +32,9 @@ TOP = 5
 IMAGE_BYTES = "image_bytes"
 """Input of the ensemble: a JPEG, PNG or other file that Pillow reads."""
 
+LEAST_FIRST = 64
+"""Side in pixels of the first image that OpenVINO may see; `Session` sees to it by itself."""
+
 DEFAULT_FILES = {"tensorrt": "model.plan", "onnxruntime": "model.onnx", "openvino": "model.onnx"}
 """Names that Triton's backends look for; an .onnx is not OpenVINO's, which is told."""
 
@@ -94,6 +97,12 @@ def models(source: Source, wishes: Wishes) -> list[Model]:
             "Triton's openvino backend serves models of any batch size without batching, and the "
             "ensemble's preprocessing batches",
             hint="--no-ensemble; or --backend python, which has both",
+        )
+    if source.backend == "openvino" and min(shapes(source, wishes)[0][2:]) < LEAST_FIRST:
+        raise InputError(
+            f"Triton's openvino backend would warm up at {shapes(source, wishes)[0]}, after which "
+            "OpenVINO answers larger images wrong (docs/openvino.md)",
+            hint=f"name a size of at least {LEAST_FIRST} first, or --backend python",
         )
     if source.backend == "tensorrt" and wishes.threads is not None:
         raise InputError("--threads is for engines on a CPU; TensorRT runs on a GPU")
@@ -195,8 +204,7 @@ def _parameters(source: Source, wishes: Wishes, file: str) -> dict[str, Paramete
 def _warmup(
     source: Source, wishes: Wishes, data_type: DataType, *, batched: bool
 ) -> tuple[Warmup, ...]:
-    """Zeros: what random bytes make of a float may be NaN. The first sample is never the smallest
-    image there is, which OpenVINO must not see first (docs/openvino.md)."""
+    """Zeros: what random bytes make of a float may be NaN."""
     found = []
     for batch, *image in shapes(source, wishes):
         sent = WarmupInput(

@@ -149,10 +149,11 @@ def _onnx(path: Path, wanted: str) -> Source:
     if for_openvino or provider not in ("cpu", "cuda"):
         own = "python"
     backend = next((name for name in BACKENDS if name == wanted), own)
-    if for_openvino and backend == "onnxruntime":
+    built_for = build.backend if build else ""
+    if {built_for, backend} == {"onnxruntime", "openvino"}:
         raise InputError(
-            f"{path} was built and gated for OpenVINO, not for ONNX Runtime",
-            hint="--backend python; or rest-deploy build-engine --backend onnxruntime",
+            f"{path} was built and gated for {built_for}, not for {backend}",
+            hint=f"--backend python; or rest-deploy build-engine --backend {backend}",
         )
     # The provider of a GPU elsewhere is not needed to see what goes in and out.
     here = "onnxruntime" if installed("onnxruntime") and not for_openvino else "openvino"

@@ -135,6 +135,8 @@ def test_openvino(exported_nano: Path, root: Path, tmp_path: Path) -> None:
     engine = onnx_for(exported_nano, tmp_path / "x.onnx", backend="openvino")
     with pytest.raises(InputError, match="without batching"):
         write(engine, root, Wishes(), backend="openvino")
+    with pytest.raises(InputError, match="answers larger images wrong"):
+        write(engine, root, Wishes(ensemble=False, sizes=((32, 224),)), backend="openvino")
     found = write(engine, root, Wishes(ensemble=False, threads=3), backend="openvino")
     config = read(root, "rest_nano")
     assert config.max_batch_size == 0

@@ -58,7 +58,7 @@ def configs(exported_nano: Path, root: Path) -> Configs:
 @pytest.mark.parametrize("backend", ["python", "onnxruntime", "openvino"])
 def test_what_is_written_keeps_the_rules(exported_nano: Path, root: Path, backend: str) -> None:
     pytest.importorskip("openvino")
-    wishes = Wishes(name=ENGINE, ensemble=backend != "openvino", max_batch=1, sizes=((32, 64),))
+    wishes = Wishes(name=ENGINE, ensemble=backend != "openvino", max_batch=1, sizes=((64, 96),))
     assert problems(root, laid(root, exported_nano, backend, wishes)) == []
 
 

@@ -56,10 +56,16 @@ def test_bf16_is_meant(
     assert examine(onnx_for(exported_nano, tmp_path / "x.onnx", **build)).bf16 == bf16
 
 
-def test_an_engine_of_openvino_is_not_onnxruntimes(exported_nano: Path, tmp_path: Path) -> None:
-    engine = onnx_for(exported_nano, tmp_path / "x.onnx", backend="openvino")
-    with pytest.raises(InputError, match="built and gated for OpenVINO"):
-        examine(engine, "onnxruntime")
+@pytest.mark.parametrize(
+    ("built_for", "other"), [("openvino", "onnxruntime"), ("onnxruntime", "openvino")]
+)
+def test_an_engine_is_not_the_other_runtimes(
+    exported_nano: Path, tmp_path: Path, built_for: str, other: str
+) -> None:
+    """The gate has looked at it on one of them."""
+    engine = onnx_for(exported_nano, tmp_path / "x.onnx", backend=built_for)
+    with pytest.raises(InputError, match=f"gated for {built_for}, not for {other}"):
+        examine(engine, other)
 
 
 def test_an_engine_of_tensorrt(exported_nano: Path, tmp_path: Path) -> None:
