@@ -145,6 +145,8 @@ def _engine(source: Source, wishes: Wishes) -> Model:
             InstanceGroup(
                 count=wishes.instances,
                 kind=Kind.GPU if source.gpu else Kind.CPU,
+                # ONNX Runtime's providers take the first GPU, whichever the server means.
+                gpus=(0,) if python and source.gpu and source.path.suffix == ".onnx" else (),
                 profile=tuple(map(str, range(len(source.profiles))))
                 if source.backend == "tensorrt"
                 else (),

@@ -32,9 +32,12 @@ IO_TYPES = {"float32": DataType.FP32, "float16": DataType.FP16}
 
 @dataclass(frozen=True)
 class Source:
-    """An engine that was examined. io_type: of the engine's own input and output; answers: length
-    of one answer, classes or embedding; profiles: of a TensorRT engine, else empty; gpu: whether it
-    runs on one; bf16: whether it is meant to compute in it; data: weights beside the file."""
+    """An engine that was examined.
+
+    io_type: of the engine's own input and output. answers: length of one answer, classes or
+    embedding. profiles: of an engine that is compiled for shapes. gpu: whether it runs on one;
+    bf16: whether it is meant to compute in it. data: weights beside the file.
+    """
 
     path: Path
     sha256: str
@@ -75,7 +78,7 @@ def examine(path: Path, wanted: str = "auto") -> Source:
 
 
 def check_shapes(source: Source, shapes: list[Dims]) -> None:
-    """Raise `InputError` for a shape that no profile of a TensorRT engine holds."""
+    """Raise `InputError` for a shape that no profile of the engine holds."""
     for shape in shapes:
         if source.profiles and not any(profile.holds(shape) for profile in source.profiles):
             largest = max(profile.maximum[0] for profile in source.profiles)
@@ -183,7 +186,7 @@ def _onnx(path: Path, wanted: str) -> Source:
         backend=backend,
         io_type=IO_TYPES[image.dtype],
         answers=_answers(metadata),
-        profiles=(),
+        profiles=build.through.profiles if build and build.through else (),
         gpu=provider != "cpu",
         bf16=build is not None and "bf16" in (build.precision, build.rest),
         data=weights if data_sha256(path) else None,

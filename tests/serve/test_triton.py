@@ -12,6 +12,7 @@ import pytest
 
 from rest_deploy import artifact
 from rest_deploy.artifact import read_sidecar, sha256_file, sidecar_path, to_json
+from rest_deploy.contracts import ProviderFit
 from rest_deploy.errors import (
     ArtifactError,
     InputError,
@@ -24,7 +25,7 @@ from rest_deploy.serve import triton, triton_models, triton_schema
 from rest_deploy.serve.triton import check, read_marker, write
 from rest_deploy.serve.triton_config import Kind, ModelConfig, render
 from rest_deploy.serve.triton_models import Wishes
-from tests.serve.engines import onnx_for, plan_for, relabelled
+from tests.serve.engines import SMALL, onnx_for, plan_for, relabelled
 
 needs_schema = pytest.mark.skipif(
     triton_schema.why_not() is not None, reason="pip install 'rest-deploy[triton]'"
@@ -152,6 +153,23 @@ def test_openvino(exported_nano: Path, root: Path, tmp_path: Path) -> None:
     found = write(bf16, root, Wishes(ensemble=False), backend="openvino")
     assert read(root, "rest_nano").parameter("HINT_BF16") == "YES"
     assert not any("computes in bf16" in line for line in found.warnings)
+
+
+@needs_schema
+def test_a_provider_that_compiles(exported_nano: Path, root: Path, tmp_path: Path) -> None:
+    """On the first GPU, for the shapes it was built for."""
+    fit = ProviderFit(version="1.32.0", nodes={}, profiles=(SMALL,))
+    build = {"backend": "onnxruntime", "provider": "tensorrt", "through": fit}
+    engine = onnx_for(exported_nano, tmp_path / "x.onnx", **build)
+    with pytest.raises(InputError, match="no profile of"):
+        write(engine, root, Wishes(max_batch=17))
+    assert write(engine, root, Wishes(max_batch=16)).backend == "python"
+    (group,) = read(root, "rest_nano").instance_group
+    assert (group.kind, group.gpus, group.profile) == (Kind.GPU, (0,), ())
+    plan = plan_for(exported_nano, tmp_path / "x.engine")
+    write(plan, root, Wishes(), backend="python")
+    (group,) = read(root, "rest_nano").instance_group
+    assert (group.kind, group.gpus) == (Kind.GPU, ())
 
 
 @needs_schema
