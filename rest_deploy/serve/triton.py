@@ -228,7 +228,8 @@ def _lay(folder: Path, model: Model, source: Source) -> None:
         (folder / name).write_text(text, encoding="utf-8")
     for name, original in model.copies.items():
         shutil.copyfile(original, folder / name)
-        if original == source.path and sha256_file(folder / name) != source.sha256:
+        expected = source.sha256 if original == source.path else sha256_file(original)
+        if sha256_file(folder / name) != expected:
             raise OutputError(
                 f"the copy of {original} has another sha256 than the file; nothing was changed",
                 hint="the file was replaced meanwhile, or the disk is damaged: try again",

@@ -57,8 +57,10 @@ class Installation:
 
     def environment(self) -> dict[str, str]:
         """PYTHONPATH is not honoured by the backend, PATH decides whose packages it sees."""
-        paths = [str(self.venv / "bin"), os.environ.get("PATH", "")]
-        return {**os.environ, "PATH": os.pathsep.join(paths), "LD_LIBRARY_PATH": self.library}
+        found = dict(os.environ)
+        for name, first in (("PATH", str(self.venv / "bin")), ("LD_LIBRARY_PATH", self.library)):
+            found[name] = os.pathsep.join(filter(None, (first, found.get(name))))
+        return found
 
 
 def find(venv: Path | None = None) -> Installation:
@@ -156,17 +158,11 @@ class Server:
             stdin=subprocess.DEVNULL, env=self.installation.environment(),
             cwd=self.root, start_new_session=True,
         )  # fmt: skip
-        until = time.monotonic() + self._seconds
-        while not self._ready():
-            ended = self._process.poll() is not None
-            if ended or time.monotonic() > until:
-                self.stop()
-                why = "ended" if ended else f"was not ready within {self._seconds:.0f} s"
-                raise ArtifactError(
-                    f"Triton {why}: {'; '.join(errors(self.log)) or 'without a word'}",
-                    hint=f"rest-deploy triton-check {self.root}; all it said is in {self.log}",
-                )
-            time.sleep(0.1)
+        try:
+            self._wait(self._process)
+        except BaseException:  # Ctrl-C too: it is in a session of its own and would stay
+            self.stop()
+            raise
         return self
 
     def __exit__(
@@ -213,6 +209,18 @@ class Server:
         if self._stream is not None:
             self._stream.close()
 
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
+        until = time.monotonic() + self._seconds
+        while not self._ready():
+            ended = process.poll() is not None
+            if ended or time.monotonic() > until:
+                why = "ended" if ended else f"was not ready within {self._seconds:.0f} s"
+                raise ArtifactError(
+                    f"Triton {why}: {'; '.join(errors(self.log)) or 'without a word'}",
+                    hint=f"rest-deploy triton-check {self.root}; all it said is in {self.log}",
+                )
+            time.sleep(0.1)
+
     def _signal(self, number: int) -> None:
         assert self._process is not None
         try:
@@ -223,7 +231,7 @@ class Server:
     def _ready(self) -> bool:
         try:
             status, _ = self._ask("/v2/health/ready", "GET")
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return False
         return status == 200
 

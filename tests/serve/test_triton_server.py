@@ -68,7 +68,10 @@ def test_find(venv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.library, found.python, found.numpy) == ("/lib", "3.11", "1.26.4")
     assert found.folder == venv / "lib/python3.11/site-packages/pytriton/tritonserver"
     assert found.environment()["PATH"].startswith(f"{venv}/bin{os.pathsep}")
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
     assert found.environment()["LD_LIBRARY_PATH"] == "/lib"
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/cuda")
+    assert found.environment()["LD_LIBRARY_PATH"] == f"/lib{os.pathsep}/cuda"
     monkeypatch.setenv("REST_DEPLOY_TRITON_VENV", str(venv))
     assert find() == found
 
@@ -160,6 +163,18 @@ def test_a_server_that_hangs(tmp_path: Path) -> None:
             break
         time.sleep(0.1)
     assert not running(child)
+    assert not running(server.pid)
+
+
+def test_a_start_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: Server) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "_ready", interrupt)
+    installation = installed(tmp_path, "#!/bin/sh\nexec sleep 60\n")
+    server = Server(installation, tmp_path, log=tmp_path / "log")
+    with pytest.raises(KeyboardInterrupt), server:
+        pass
     assert not running(server.pid)
 
 
