@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from rest_deploy.commands.triton import triton_repo
 from rest_deploy.serve import triton_schema
 from tests.serve.engines import plan_for
 from tests.test_cli import done, refused, run
@@ -64,6 +66,22 @@ def test_refusals(exported_nano: Path, tmp_path: Path) -> None:
     refused(run("triton-repo", exported_nano, "-o", root), 3, "not written by", "--force")
     assert run("triton-repo", exported_nano).exit_code == 2
     done("triton-repo", exported_nano, "-o", root, "--force")
+
+
+def test_the_options_of_the_page_are_the_commands() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "triton.md").read_text(encoding="utf-8")
+    table = page.partition("## Options")[2].partition("\n\nRequests")[0]
+    told = dict(re.findall(r"^\| `(--[a-z-]+)` \| ([^|]*?) ?\|", table, re.MULTILINE))
+    true: dict[str, str] = {}
+    for option in triton_repo.params:
+        for word in (*option.opts, *option.secondary_opts):
+            true[word] = str(option.default)
+    assert set(told) <= set(true)
+    assert len(told) >= 10
+    numbers = {word: value for word, value in told.items() if value.isdigit()}
+    assert {word: float(true[word]) for word in numbers} == {
+        word: float(value) for word, value in numbers.items()
+    }
 
 
 def test_a_folder_that_cannot_be_written(exported_nano: Path, tmp_path: Path) -> None:
