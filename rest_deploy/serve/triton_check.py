@@ -151,13 +151,13 @@ def _instances(_: Path, config: ModelConfig) -> Iterator[str]:
 def _warmup(folder: Path, config: ModelConfig) -> Iterator[str]:
     inputs = {tensor.name: tensor for tensor in config.input}
     for sample in config.model_warmup:
-        if sample.batch_size > config.max_batch_size:
+        if sample.batch_size > max(config.max_batch_size, 1):
             yield (
-                f"warm-up {sample.name!r} has the batch_size {sample.batch_size}; at most "
-                f"{config.max_batch_size} images go together"
+                f"warm-up {sample.name!r} has the batch_size {sample.batch_size}; expected at most "
+                f"{max(config.max_batch_size, 1)}"
             )
-        if config.max_batch_size and sample.batch_size < 1:
-            yield f"warm-up {sample.name!r} has no batch_size; nothing would run"
+        if sample.batch_size < 1:
+            yield f"warm-up {sample.name!r} has no batch_size; the server would run nothing"
         if missing := sorted(set(inputs) - set(sample.inputs)):
             yield f"warm-up {sample.name!r} lacks the input {', '.join(missing)}"
         for name, sent in sample.inputs.items():

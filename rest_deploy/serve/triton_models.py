@@ -215,7 +215,7 @@ def _warmup(
         found.append(
             Warmup(
                 name=f"{batch}x" + "x".join(map(str, image)),
-                batch_size=batch if batched else 0,
+                batch_size=batch if batched else 1,
                 inputs={source.metadata.input_name: sent},
             )
         )
@@ -250,7 +250,7 @@ def _rank(source: Source, wishes: Wishes) -> Model:
         backend="python",
         max_batch_size=wishes.max_batch,
         input=(Tensor(name="logits", data_type=_image_type(source), dims=(source.answers,)),),
-        output=_ranking(top, source),
+        output=_ranking(top, source.answers),
         instance_group=(InstanceGroup(count=1, kind=Kind.CPU),),
         parameters={"labels": Parameter(string_value=LABELS_FILE)},
     )
@@ -281,7 +281,7 @@ def _ensemble(source: Source, wishes: Wishes) -> Model:
         Tensor(name=last, data_type=_image_type(source), dims=(source.answers,)),
     )
     if metadata.num_classes:
-        outputs = _ranking(min(TOP, metadata.num_classes), source)
+        outputs = _ranking(min(TOP, metadata.num_classes), source.answers)
         steps.append(
             Step(
                 model_name=rank,
@@ -302,14 +302,15 @@ def _ensemble(source: Source, wishes: Wishes) -> Model:
     return Model(config, {"1/.keep": ""}, {})
 
 
-def _ranking(top: int, source: Source) -> tuple[Tensor, ...]:
+def _ranking(top: int, answers: int) -> tuple[Tensor, ...]:
     """The logits pass through: an ensemble's output that one of its steps reads must be asked for
-    in every request, or it fails ("unexpected deadlock", triton-inference-server/server#7482)."""
+    in every request, or it fails ("unexpected deadlock", triton-inference-server/server#7482). They
+    become float32, since half precision does not go into an answer as JSON."""
     return (
         Tensor(name="label", data_type=DataType.STRING, dims=(top,)),
         Tensor(name="probability", data_type=DataType.FP32, dims=(top,)),
         Tensor(name="index", data_type=DataType.INT32, dims=(top,)),
-        Tensor(name="logits", data_type=_image_type(source), dims=(source.answers,)),
+        Tensor(name="logits", data_type=DataType.FP32, dims=(answers,)),
     )
 
 

@@ -103,8 +103,9 @@ class RankModel:
         return [_response(self._ranked(_array(request, self._input))) for request in requests]
 
     def _ranked(self, logits: npt.NDArray[Any]) -> Answer:
+        logits = logits.astype(np.float32, copy=False)
         try:
-            rows = [best(row.astype(np.float32), self._labels, self._top) for row in logits]
+            rows = [best(row, self._labels, self._top) for row in logits]
         except ArtifactError as error:
             return error
         labels = [[found.label.encode() for found in row] for row in rows]

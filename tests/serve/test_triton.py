@@ -147,6 +147,8 @@ def test_openvino(exported_nano: Path, root: Path, tmp_path: Path) -> None:
     assert config.default_model_filename == "model.onnx"
     assert config.parameter("INFERENCE_NUM_THREADS") == "3"
     assert not config.parameter("HINT_BF16")
+    sent = [(w.batch_size, w.inputs["image"].dims) for w in config.model_warmup]
+    assert sent == [(1, (1, 3, 224, 224)), (1, (8, 3, 224, 224))]
     assert any("computes in bf16" in line for line in found.warnings)
     build = {"backend": "openvino", "precision": "bf16"}
     bf16 = onnx_for(exported_nano, tmp_path / "y.onnx", **build)

@@ -202,6 +202,9 @@ def test_ranking_is_the_classifiers(repository: Path, trained_nano: Path) -> Non
     with Session.open(trained_nano) as session:
         expected = Classifier(session).classify(image, top=5)
         logits = session.run(to_tensor(image, session.metadata.card.preprocessing)[None])
+    (half,) = model.execute([request(logits=logits.astype(np.float16))])
+    assert half.array("logits").dtype == np.float32
+    assert half.array("index")[0][0] == logits.argmax()
     (answer,) = model.execute([request(logits=np.concatenate([logits, -logits]))])
     assert answer.array("label")[0].tolist() == [found.label.encode() for found in expected]
     assert answer.array("index")[0].tolist() == [found.index for found in expected]

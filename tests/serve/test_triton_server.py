@@ -33,7 +33,7 @@ from rest_deploy.serve.triton_config import ModelConfig, render
 from rest_deploy.serve.triton_models import Wishes, models
 from rest_deploy.serve.triton_server import STUB, Installation, Server, complete, errors, find
 from rest_deploy.serve.triton_source import examine
-from tests.serve.engines import onnx_for
+from tests.serve.engines import onnx_for, plan_for
 
 CLONE = Path(rest_deploy.__file__).resolve().parents[1]
 EXAMPLES = CLONE / "examples"
@@ -343,10 +343,12 @@ def infer(server: Server, model: str, body: bytes, header: int) -> tuple[int, by
     return found
 
 
-def tensors(images: Float32, **parameters: Any) -> tuple[bytes, int]:
-    described = {"name": "image", "datatype": "FP32", "shape": images.shape,
+def tensors(images: npt.NDArray[Any]) -> tuple[bytes, int]:
+    kind = {"float32": "FP32", "float16": "FP16"}[images.dtype.name]
+    described = {"name": "image", "datatype": kind, "shape": images.shape,
                  "parameters": {"binary_data_size": images.nbytes}}  # fmt: skip
-    header = msgspec.json.encode({"inputs": [described], "parameters": parameters})
+    wanted = {"name": "logits", "parameters": {"binary_data": True}}  # FP16 does not go as JSON
+    header = msgspec.json.encode({"inputs": [described], "outputs": [wanted]})
     return header + images.tobytes(), len(header)
 
 
@@ -491,6 +493,64 @@ def test_the_servers_rules_are_ours(
             assert any(line.startswith(f"{case}:") for line in ours.problems), case
     assert any(line.startswith("gpu:") for line in ours.notes)
     assert not any(line.startswith("good:") for line in ours.problems)
+
+
+ZEROS = """
+import json
+import numpy as np
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.config = json.loads(args["model_config"])
+
+    def execute(self, requests):
+        found = []
+        for request in requests:
+            images = pb.get_input_tensor_by_name(request, "image").as_numpy()
+            assert images.ndim == 4 and images.shape[1] == 3
+            answers = np.zeros((len(images), 22), images.dtype)
+            found.append(pb.InferenceResponse([pb.Tensor("logits", answers)]))
+        return found
+"""
+"""Takes what the engine would take."""
+
+
+@pytest.mark.slow
+def test_configurations_of_backends_that_are_not_here(
+    installation: Installation, trained_nano: Path, tmp_path: Path
+) -> None:
+    """The wheel has the Python backend alone: it stands in, all else is as it was written."""
+    root = tmp_path / "models"
+    plan = plan_for(trained_nano, tmp_path / "x.engine", io_type="float16")
+    openvino = onnx_for(trained_nano, tmp_path / "x.onnx", backend="openvino", precision="bf16")
+    for name, engine in (("onnxruntime", trained_nano), ("tensorrt", plan), ("openvino", openvino)):
+        wishes = Wishes(name=name, ensemble=name != "openvino")
+        triton.write(engine, root, wishes, backend=name)
+        path = root / name / "config.pbtxt"
+        text = path.read_text()
+        for old in (f'backend: "{name}"', 'platform: "tensorrt_plan"'):
+            text = text.replace(old, 'backend: "python"')
+        text = text.replace("KIND_GPU", "KIND_CPU").replace("default_model_filename", "# ")
+        path.write_text(re.sub(r"\n *profile: .*", "", text))
+        (root / name / "1/model.py").write_text(ZEROS)
+    with Server(installation, root, log=tmp_path / "log") as server:
+        for name, dtype, batches in (
+            ("onnxruntime", np.float32, {1: 1, 8: 1}),
+            ("tensorrt", np.float16, {1: 1, 8: 1}),
+            ("openvino", np.float32, {1: 2}),  # without batching every run counts as one
+        ):
+            rows = statistics(server, name)["batch_stats"]
+            counts = {row["batch_size"]: row["compute_infer"]["count"] for row in rows}
+            assert counts == batches, name
+            images = np.zeros((2, 3, 64, 96), dtype)
+            status, body = infer(server, name, *tensors(images))
+            assert status == 200, body
+        photo = io.BytesIO()
+        photos.load(photos.crops("test", 1, 0)[0]).save(photo, "JPEG")
+        for name in ("onnxruntime", "tensorrt"):
+            status, body = infer(server, f"{name}_classify", *file(photo.getvalue()))
+            assert status == 200, body
 
 
 def test_the_examples_compile() -> None:
