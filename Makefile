@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test test-slow lint triton-venv clean
 
 setup: .venv/installed
 
@@ -27,5 +27,9 @@ test: setup lint
 test-slow: setup
 	$(BIN)/pytest -m slow
 
+# NVIDIA's Triton server (nvidia-pytriton) for the slow tests, in an environment of its own: NumPy 1.
+triton-venv: setup
+	$(BIN)/python scripts/triton_server.py install .triton-venv
+
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv .triton-venv build dist

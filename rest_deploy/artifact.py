@@ -15,7 +15,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -233,6 +233,39 @@ def publish(staged: Path, target: Path, sidecar: Sidecar) -> None:
                 os.replace(previous, target)
             else:
                 target.unlink()
+            raise
+
+
+def publish_folders(
+    staged: Path, root: Path, names: Sequence[str], obsolete: Sequence[str] = ()
+) -> None:
+    """Move the folders `staged/NAME` to `root/NAME`; those of that name, and `obsolete` ones, go.
+
+    All or none: where one cannot be moved, everything is put back. `staged` is on the same file
+    system as `root`. Raises OSError.
+    """
+    for path in staged.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as stream:
+                os.fsync(stream.fileno())
+    aside = staged / f"{TEMPORARY_PREFIX}previous"
+    aside.mkdir()
+    removed: list[str] = []
+    placed: list[str] = []
+    with _uninterrupted():
+        try:
+            for name in (*names, *obsolete):
+                if os.path.lexists(root / name):
+                    os.replace(root / name, aside / name)
+                    removed.append(name)
+            for name in names:
+                os.replace(staged / name, root / name)
+                placed.append(name)
+        except OSError:
+            for name in placed:
+                os.replace(root / name, staged / name)
+            for name in removed:
+                os.replace(aside / name, root / name)
             raise
 
 

@@ -176,6 +176,22 @@ def harness() -> str:
     return "\n".join(lines)
 
 
+def triton() -> str:
+    """Images a second of each way and their ratio to the engine alone."""
+    record = json.loads((RESULTS / "triton.json").read_text())
+    lines = [
+        _row(["", "images/s", "of", "ratio", "p50", "p99", "mean batch"]),
+        _row(["---"] * 7),
+    ]
+    for row in record["rows"]:
+        ratio = "{:.2f} ({:.2f} to {:.2f})".format(*row["ratio"]) if row["ratio"] else ""
+        times = [f"{row['latency_ms'][name]:.0f} ms" for name in ("p50", "p99")]
+        batch = f"{row['mean_batch']:.1f}" if row["mean_batch"] else ""
+        lines.append(_row([row["way"], f"{row['images_per_second']:.0f}",
+                           row["base"] if row["ratio"] else "", ratio, *times, batch]))  # fmt: skip
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "calibration": calibration,
     "harness": harness,
@@ -186,6 +202,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "quantization_latency": quantization_latency,
     "speed": speed,
     "tensorrt_builds": tensorrt_builds,
+    "triton": triton,
 }
 
 

@@ -25,6 +25,7 @@ from rest_deploy.artifact import (
     output_error,
     parse_metadata,
     publish,
+    publish_folders,
     read_sidecar,
     sha256_file,
     sidecar_path,
@@ -468,3 +469,46 @@ def test_small_texts_are_written_whole(tmp_path: Path) -> None:
     write_text(path, "grille\n")
     assert path.read_bytes() == b"grille\n"
     assert names(path.parent) == {"report.json"}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Two new folders staged inside a root with an old and an obsolete one."""
+    root = tmp_path / "root"
+    staged = root / f"{TEMPORARY_PREFIX}1"
+    for folder, content in (
+        (staged / "a", "new"), (staged / "b", "new"), (root / "a", "old"), (root / "gone", "old"),
+    ):  # fmt: skip
+        folder.mkdir(parents=True)
+        (folder / "file").write_text(content)
+    return staged, root
+
+
+def contents(root: Path) -> dict[str, str]:
+    return {path.parent.name: path.read_text() for path in root.glob("[ab g]*/file")}
+
+
+def test_folders_are_published_together(folders: tuple[Path, Path]) -> None:
+    staged, root = folders
+    publish_folders(staged, root, ["a", "b"], ["gone"])
+    assert contents(root) == {"a": "new", "b": "new"}
+
+
+@pytest.mark.parametrize("fails_at", range(4))
+def test_folders_are_published_all_or_none(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    staged, root = folders
+    moves, real = [0], os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        moves[0] += 1
+        if moves[0] == fails_at + 1:
+            raise OSError(errno.EIO, "broken")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match="broken"):
+        publish_folders(staged, root, ["a", "b"], ["gone"])
+    assert contents(root) == {"a": "old", "gone": "old"}
+    assert sorted(path.name for path in staged.glob("[ab]")) == ["a", "b"]

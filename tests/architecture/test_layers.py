@@ -23,6 +23,7 @@ STAGES = (
         "runtime",
         "verify",
         "bench",
+        "serve",
         "doctor",
         "verbs",
         "report",
@@ -46,6 +47,9 @@ AT_MODULE_LEVEL = {
     "tensorrt_rtx": (),
     "openvino": (),
     "cuda": (),
+    "tritonclient": (),
+    "triton_python_backend_utils": (),
+    "google": (),
     # They bring torch and onnx with them.
     "rest_deploy.model": MODEL_AND_GRAPH,
     "rest_deploy.graph": GRAPH_AND_QUANT,
