@@ -163,7 +163,7 @@ def counter(as_json: bool) -> Counter:
             return
         shown["at"] = now
         rate = (done - first) / (now - begun) if now > begun else 0.0
-        pace = f", {rate:.2g} {unit}/s" if rate > 0 else ""
+        pace = f", {rate:.{0 if rate >= 10 else 1}f} {unit}/s" if rate > 0 else ""
         left = f", {(total - done) / rate:.0f} s left" if rate > 0 and not last else ""
         line = f"  {step}: {done} of {total} {unit}{pace}{left}"
         click.echo(f"\r{line:<79}" if terminal else line, nl=not terminal or last, err=True)

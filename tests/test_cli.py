@@ -38,9 +38,9 @@ CLASSES = 10
 """Of the checkpoints made here."""
 
 COMMANDS = (
-    "bench", "build-engine", "calibrate", "compare", "deploy", "doctor", "export", "inspect",
-    "lint", "predict", "profile", "quantize", "refit", "report", "sensitivity", "variants",
-    "verify",
+    "bench", "build-engine", "calibrate", "compare", "deploy", "doctor", "embed", "export",
+    "inspect", "lint", "predict", "profile", "quantize", "refit", "report", "sensitivity",
+    "variants", "verify",
 )  # fmt: skip
 HEAVY = {"torch", "onnxruntime", "onnx", "onnxscript", "numpy", "PIL", "safetensors"}
 

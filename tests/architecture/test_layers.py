@@ -23,6 +23,8 @@ STAGES = (
         "runtime",
         "verify",
         "bench",
+        "serve",
+        "embed",
         "doctor",
         "verbs",
         "report",
@@ -46,6 +48,9 @@ AT_MODULE_LEVEL = {
     "tensorrt_rtx": (),
     "openvino": (),
     "cuda": (),
+    "pyarrow": (),
+    "fsspec": (),
+    "ray": (),
     # They bring torch and onnx with them.
     "rest_deploy.model": MODEL_AND_GRAPH,
     "rest_deploy.graph": GRAPH_AND_QUANT,
