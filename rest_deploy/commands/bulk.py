@@ -38,6 +38,9 @@ from rest_deploy.options import (
 @click.option("--parts", "keep_parts", is_flag=True, help="OUT is a folder with a file a shard.")
 @click.option("--max-bad", type=Percent(), metavar="1%",
               help="Exit 1 when more images than that had no answer.")  # fmt: skip
+@click.option("--ray", is_flag=True, help="Compute the shards with Ray Data; needs --threads.")
+@click.option("--ray-address", metavar="auto", help="Of a cluster. [default: a Ray started here]")
+@click.option("--replicas", type=click.IntRange(min=1), help="With --ray. [default: what fits]")
 @backend_option
 @provider_option
 @threads_option
@@ -50,6 +53,9 @@ def embed(
     size: tuple[tuple[int, int], ...] | None,
     workspace: Path | None,
     as_json: bool,
+    ray: bool,
+    ray_address: str | None,
+    replicas: int | None,
     **options: Any,
 ) -> None:
     """Labels or embeddings of all images of SOURCE... in a Parquet file.
@@ -65,6 +71,15 @@ def embed(
     sizes = size or (None,)
     if len(sizes) != 1:
         raise click.BadParameter("one size at a time", param_hint="--size")
+    compute = None
+    if ray:
+        from rest_deploy.embed.ray_data import on_ray
+        from rest_deploy.errors import require
+
+        require("ray", "ray")
+        compute = on_ray(ray_address, replicas)
+    elif ray_address or replicas:
+        raise click.UsageError("--ray-address and --replicas go with --ray")
     count = counter(as_json)
 
     def watch(done: int, total: int, bad: int) -> None:
@@ -76,6 +91,7 @@ def embed(
         engine or artifact.newest(artifact.workspace(workspace), ".onnx"),
         Wishes(size=sizes[0], **options),
         watch=watch,
+        compute=compute,
     )
     show(report, as_json, embedded)
     if report.too_many_bad:

@@ -154,9 +154,22 @@ def open_engine(engine: Path, wishes: Wishes) -> Session:
 def here(
     work: Work, session: Session, shards: Sequence[int]
 ) -> Iterator[tuple[int, int, Manifest | None]]:
-    """Compute shards one after another; decoding runs ahead across their borders."""
+    """Compute shards in this process."""
+    if shards:
+        warm(work, session)
+        yield from compute_shards(work, session, shards)
+
+
+def warm(work: Work, session: Session) -> None:
+    """Make the engine ready for the one shape of this job."""
+    session.warm_up([(work.job.batch, 3, *work.job.size)])
+
+
+def compute_shards(
+    work: Work, session: Session, shards: Sequence[int]
+) -> Iterator[tuple[int, int, Manifest | None]]:
+    """One after another; decoding runs ahead across their borders."""
     job, wishes = work.job, work.wishes
-    session.warm_up([(job.batch, 3, *job.size)])
     workers = wishes.workers or os.cpu_count() or 1
     decoder = Decoder(job.preprocessing, job.size, workers, job.column or None)
     wanted = (entry for shard in shards for entry in _entries(work, shard))
@@ -224,7 +237,6 @@ def _open(
         listed = write_list(
             entries(sources, wishes.column, wishes.id_column), folder / layout.list.name, shard
         )
-    sidecar = session.sidecar
     job = Job(
         schema=1,
         sources=tuple(sources),
@@ -233,7 +245,7 @@ def _open(
         count=listed.count,
         list_sha256=listed.sha256,
         engine=engine.name,
-        engine_sha256=sidecar.sha256 if sidecar else sha256_file(engine),
+        engine_sha256=engine_sha256(session),
         runs_on=session.runner.backend,
         threads=wishes.threads or 0,
         preprocessing=card.preprocessing,
@@ -244,14 +256,19 @@ def _open(
         logits=wishes.logits,
         batch=wishes.batch,
         shard=shard,
-        tools=_tools(session.runner.backend),
+        tools=tools(session.runner.backend),
     )
     form = Form(labels, session.metadata.num_classes or card.architecture.dims[-1], wishes.top,
                 wishes.logits)  # fmt: skip
     return Work(job, layout, listed, form, engine, wishes)
 
 
-def _tools(backend: str) -> dict[str, str]:
+def engine_sha256(session: Session) -> str:
+    """Of the engine's file."""
+    return session.sidecar.sha256 if session.sidecar else sha256_file(session.path)
+
+
+def tools(backend: str) -> dict[str, str]:
     """Versions of what decides pixels (Pillow), logits (the runtime) or bytes (pyarrow)."""
     import PIL
     import pyarrow
