@@ -23,6 +23,7 @@ STAGES = (
         "runtime",
         "verify",
         "bench",
+        "serve",
         "doctor",
         "verbs",
         "report",
