@@ -39,8 +39,8 @@ CLASSES = 10
 
 COMMANDS = (
     "bench", "build-engine", "calibrate", "compare", "deploy", "doctor", "export", "inspect",
-    "lint", "predict", "profile", "quantize", "refit", "report", "sensitivity", "variants",
-    "verify",
+    "lint", "predict", "profile", "quantize", "refit", "report", "sensitivity", "serve",
+    "variants", "verify",
 )  # fmt: skip
 HEAVY = {"torch", "onnxruntime", "onnx", "onnxscript", "numpy", "PIL", "safetensors"}
 

@@ -45,7 +45,7 @@ class RequestedInput(msgspec.Struct):
     shape: list[int]
     datatype: str
     parameters: dict[str, Parameter] = {}
-    data: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class RequestedOutput(msgspec.Struct):
@@ -246,7 +246,8 @@ def _tensor(tensor: RequestedInput, binary: memoryview, accepts: Accepts) -> Flo
     if tensor.datatype != DATATYPE:
         raise ProtocolError(f"got the datatype {tensor.datatype[:20]!r}; expected {DATATYPE!r}")
     check_shape(tensor.shape, accepts.max_side)
-    count, inline = math.prod(tensor.shape), bytes(tensor.data)
+    count = math.prod(tensor.shape)
+    inline = b"" if tensor.data is msgspec.UNSET else bytes(tensor.data)
     size = tensor.parameters.get("binary_data_size")
     if size is None:
         if len(binary):
