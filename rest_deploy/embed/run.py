@@ -147,7 +147,7 @@ def open_engine(engine: Path, wishes: Wishes) -> Session:
     depend on how often a shape has come."""
     return Session.open(
         engine, backend=wishes.backend, provider=wishes.provider, threads=wishes.threads,
-        specialize=ShapeLimits(most=1),
+        specialize=ShapeLimits(most=1, after=0),
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,19 +85,23 @@ class Classifier:
         if not tensors:
             return []
         logits = self.session.run(np.stack(tensors))
-        return [self._best(row, top) for row in logits]
-
-    def _best(self, logits: npt.NDArray[np.float32], top: int) -> list[Prediction]:
         if not np.isfinite(logits).all():
             raise ArtifactError(
                 f"{self.session.path} returned NaN or infinite logits",
                 hint="rest-deploy verify shows where it departs from the reference",
             )
-        shifted = np.exp(logits.astype(np.float64) - logits.max())
-        probabilities = shifted / shifted.sum()
-        order = np.argsort(-probabilities, kind="stable")[:top]
         labels = self.session.metadata.labels
-        return [
-            Prediction(index=int(i), label=labels[i], probability=float(probabilities[i]))
-            for i in order
-        ]
+        return [most_probable(row, labels, top) for row in logits]
+
+
+def most_probable(
+    logits: npt.NDArray[np.float32], labels: Sequence[str], top: int
+) -> list[Prediction]:
+    """The `top` classes of one image, best first. logits: (classes,), all finite."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities = shifted / shifted.sum()
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return [
+        Prediction(index=int(i), label=labels[i], probability=float(probabilities[i]))
+        for i in order
+    ]

@@ -51,6 +51,9 @@ AT_MODULE_LEVEL = {
     "pyarrow": (),
     "fsspec": (),
     "ray": (),
+    "starlette": ("serve/app.py",),
+    "uvicorn": ("serve/server.py", "serve/connection.py"),
+    "prometheus_client": (),
     # They bring torch and onnx with them.
     "rest_deploy.model": MODEL_AND_GRAPH,
     "rest_deploy.graph": GRAPH_AND_QUANT,

@@ -6,6 +6,7 @@ from typing import cast
 import numpy as np
 import pytest
 
+from rest_deploy.cards import load_card
 from rest_deploy.embed.answers import Form, best
 from rest_deploy.runtime.classifier import Classifier
 from rest_deploy.runtime.session import Session
@@ -17,11 +18,12 @@ def test_best_is_the_classifiers() -> None:
     logits = np.random.default_rng(0).normal(0, 30, (20, 7)).astype(np.float32)
     logits[0] = 1.0  # all alike
     logits[1, 3] = logits[1, 5] = 90.0
-    metadata = SimpleNamespace(num_classes=7, labels=LABELS)
-    classifier = Classifier(cast(Session, SimpleNamespace(metadata=metadata, path="x")))
+    metadata = SimpleNamespace(num_classes=7, labels=LABELS, card=load_card("nano"))
+    session = SimpleNamespace(metadata=metadata, path="x", run=lambda _images: logits)
+    images = [np.zeros((32, 32, 3), np.uint8)] * len(logits)
+    answers = Classifier(cast(Session, session)).classify_batch(images, 4)
     indices, probabilities = best(logits, 4)
-    for row in range(len(logits)):
-        expected = classifier._best(logits[row], 4)
+    for row, expected in enumerate(answers):
         assert [found.index for found in expected] == indices[row].tolist()
         wanted = np.array([found.probability for found in expected], np.float32)
         assert np.array_equal(wanted, probabilities[row])
