@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from rest_deploy import __version__
-from rest_deploy.commands import build, bulk, look, measure, serve
+from rest_deploy.commands import build, bulk, cluster, look, measure, serve
 from rest_deploy.console import Commands
 
 
@@ -24,7 +24,7 @@ for command in (
     *(look.verify, look.predict, look.variants, look.inspect, look.lint, look.doctor),
     *(measure.bench, measure.compare, measure.profile, measure.report),
     serve.serve,
-    *(bulk.embed,),
+    *(bulk.embed, cluster.ray_serve),
 ):
     main.add_command(command)
 

@@ -1,0 +1,62 @@
+"""An engine on many machines: Ray Serve, Kubernetes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rest_deploy.options import PATH, backend_option, provider_option
+
+
+@click.command("ray-serve")
+@click.argument("engine", type=PATH)
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: every interface.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option("--name", default="", help="Of the model in URLs. [default: the card's]")
+@click.option("--max-batch", type=click.IntRange(1, 1024), default=8, show_default=True,
+              help="Images of one engine call.")  # fmt: skip
+@click.option("--max-delay-ms", type=click.FloatRange(0, 1000), default=2.0, show_default=True,
+              help="That a batch waits for callers seen lately.")  # fmt: skip
+@click.option("--deadline-ms", type=click.FloatRange(1, 3_600_000), default=10_000.0,
+              show_default=True, help="From the body's end to the answer; then 504.")  # fmt: skip
+@click.option("--min-replicas", type=click.IntRange(0, 10_000), default=1, show_default=True,
+              help="0: none while nobody asks.")  # fmt: skip
+@click.option("--max-replicas", type=click.IntRange(1, 10_000), default=1, show_default=True)
+@click.option("--ongoing", type=click.IntRange(1, 100_000), default=16, show_default=True,
+              help="Requests of a replica at which another starts.")  # fmt: skip
+@click.option("--waiting", type=click.IntRange(1, 1_000_000), default=256, show_default=True,
+              help="Requests that wait for a replica; more get 503.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True,
+              help="Cores of a replica.")  # fmt: skip
+@click.option("--gpus", type=click.FloatRange(0, 64), default=0.0, help="Of a replica.")
+@click.option("--ray-address", metavar="auto", help="Of a cluster. [default: a Ray started here]")
+@click.option("--dry-run", is_flag=True, help="Print the config for `serve deploy`; start nothing.")
+@backend_option
+@provider_option
+def ray_serve(engine: Path, dry_run: bool, ray_address: str | None, **options: Any) -> None:
+    """Serve ENGINE with Ray Serve: the routes of `serve`, replicas by load."""
+    from rest_deploy.artifact import read_sidecar
+    from rest_deploy.errors import ArtifactError
+    from rest_deploy.serve.ray_app import RaySettings, config, engine_path, run
+    from rest_deploy.serve.settings import Settings
+    from rest_deploy.serve.yaml_text import to_yaml
+
+    sidecar = read_sidecar(engine) if engine.is_file() else None
+    if sidecar is None:
+        raise ArtifactError(f"{engine} is not there, or has no sidecar that says what it is",
+                            hint="rest-deploy build-engine --int8")  # fmt: skip
+    names = ("min_replicas", "max_replicas", "ongoing", "waiting", "gpus")
+    of_ray = {name: options.pop(name) for name in names}
+    settings = RaySettings(
+        service=Settings(engine=engine_path(engine), loading=False, **options),
+        most_ongoing=2 * of_ray["ongoing"],
+        **of_ray,
+    )
+    name = options["name"] or sidecar.metadata.card.name
+    if dry_run:
+        click.echo(to_yaml(config(settings, name)), nl=False)
+        return
+    sys.exit(run(settings, name, ray_address))
