@@ -24,7 +24,7 @@ for command in (
     *(look.verify, look.predict, look.variants, look.inspect, look.lint, look.doctor),
     *(measure.bench, measure.compare, measure.profile, measure.report),
     serve.serve,
-    *(bulk.embed, cluster.ray_serve),
+    *(bulk.embed, cluster.ray_serve, cluster.k8s),
 ):
     main.add_command(command)
 

@@ -39,7 +39,7 @@ CLASSES = 10
 
 COMMANDS = (
     "bench", "build-engine", "calibrate", "compare", "deploy", "doctor", "embed", "export",
-    "inspect", "lint", "predict", "profile", "quantize", "ray-serve", "refit", "report",
+    "inspect", "k8s", "lint", "predict", "profile", "quantize", "ray-serve", "refit", "report",
     "sensitivity", "serve", "variants", "verify",
 )  # fmt: skip
 HEAVY = {"torch", "onnxruntime", "onnx", "onnxscript", "numpy", "PIL", "safetensors"}
