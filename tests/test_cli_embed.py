@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 
 from tests.embed.conftest import fill
 from tests.test_cli import done, refused, run
 
-pytest.importorskip("pyarrow")
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "bulk.md"
 
 
 @pytest.fixture
@@ -68,3 +72,26 @@ def test_without_pyarrow(
     result = run("embed", photos, "-o", tmp_path / "out.parquet", "--engine", trained_nano)
     refused(result, 4, "'pyarrow'", "pip install 'rest-deploy[embed]'")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
+
+
+def test_the_run_in_the_docs(
+    trained_nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """scikit-image's photos: answers and refusals are those that docs/bulk.md shows."""
+    skimage = importlib.util.find_spec("skimage")
+    if skimage is None or skimage.origin is None:
+        pytest.skip("scikit-image is not installed")
+    data = Path(skimage.origin).parent / "data"
+    shutil.copytree(trained_nano.parent, tmp_path / "build")
+    (tmp_path / "photos").mkdir()
+    for path in data.iterdir():
+        if path.suffix in {".png", ".jpg", ".tif", ".gif"}:
+            shutil.copy(path, tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    done("embed", "photos", "-o", "labels.parquet", "--top", 2)
+    shown = DOCS.read_text(encoding="utf-8")
+    for row in parquet.read_table("labels.parquet").slice(0, 4).to_pylist():
+        line = f"{row['id']} {row['label']} {[round(p, 3) for p in row['probability']]}"
+        assert line in shown
+    (listed,) = re.findall(r"^    (\[\{'id'.*?\}\])$", shown, re.DOTALL | re.MULTILINE)
+    assert parquet.read_table("labels.bad.parquet").to_pylist() == ast.literal_eval(listed)

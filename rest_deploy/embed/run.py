@@ -161,8 +161,17 @@ def here(
 
 
 def warm(work: Work, session: Session) -> None:
-    """Make the engine ready for the one shape of this job."""
-    session.warm_up([(work.job.batch, 3, *work.job.size)])
+    """Make the engine ready for the one shape of this job.
+
+    Raises `ArtifactError` where it cannot be compiled for it: the dynamic model would do, and give
+    other INT8 logits than a machine on which it can.
+    """
+    try:
+        session.warm_up([(work.job.batch, 3, *work.job.size)])
+    except ArtifactError as error:
+        raise ArtifactError(
+            error.message, hint="another --size, or --backend onnxruntime"
+        ) from error
 
 
 def compute_shards(
