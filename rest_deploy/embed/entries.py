@@ -67,7 +67,7 @@ def write_list(entries: Iterable[Entry], path: Path, shard: int) -> Listed:
             for entry in entries:
                 if count % shard == 0:
                     offsets.append(position)
-                line = msgspec.json.encode(entry) + b"\n"
+                line = _line(entry)
                 position += stream.write(line)
                 digest.update(line)
                 key = hashlib.blake2b(entry.id.encode(), digest_size=_DIGEST).digest()
@@ -81,6 +81,16 @@ def write_list(entries: Iterable[Entry], path: Path, shard: int) -> Listed:
     listed = Listed(path, digest.hexdigest(), count, shard, tuple(offsets))
     _refuse_duplicates(folder, listed)
     return listed
+
+
+def _line(entry: Entry) -> bytes:
+    try:
+        return msgspec.json.encode(entry) + b"\n"
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the name {entry.id!r} is not UTF-8, and Parquet has no other text",
+            hint="rename it, or give a list file without it",
+        ) from error
 
 
 def read_entries(path: Path, offset: int, count: int) -> Iterator[Entry]:

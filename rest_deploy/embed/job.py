@@ -23,8 +23,8 @@ T = TypeVar("T", bound=Struct)
 class Job(Struct, frozen=True):
     """The work of one output.
 
-    sources: as named; list_sha256: of the list file (`embed.entries`). runs_on: the backend that
-    computes. size: (height, width) in pixels. threads: of the engine, 0 for all cores. shard:
+    sources: as named; list_sha256: of the list file (`embed.entries`). weights_sha256: of their
+    values, since those of a large engine are in another file. runs_on: the backend that computes. size: (height, width) in pixels. threads: of the engine, 0 for all cores. shard:
     images of one part, a multiple of `batch`. tools: versions that decide pixels, logits or bytes.
     """
 
@@ -36,6 +36,7 @@ class Job(Struct, frozen=True):
     list_sha256: str
     engine: str
     engine_sha256: str
+    weights_sha256: str
     runs_on: str
     threads: int
     preprocessing: Preprocessing
@@ -83,6 +84,7 @@ class Job(Struct, frozen=True):
         return {
             "rest_deploy.engine": self.engine,
             "rest_deploy.engine_sha256": self.engine_sha256,
+            "rest_deploy.weights_sha256": self.weights_sha256,
             "rest_deploy.command": self.command,
             "rest_deploy.preprocessing_sha256": self.preprocessing_sha256,
             "rest_deploy.version": self.tools["rest-deploy"],

@@ -107,8 +107,8 @@ def locked(layout: Layout) -> Iterator[None]:
         try:
             yield
         finally:
+            shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
             if folder.is_dir() and not layout.job.is_file():
-                shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
                 (folder / _LOCK).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):  # it holds something else by now
                     folder.rmdir()
@@ -138,11 +138,18 @@ def claim(layout: Layout, job: Job) -> None:
 
 
 def clear(layout: Layout) -> None:
-    """Take away what a finished output needs no more."""
+    """Take away what a finished output needs no more; last what says whose it is, so that a rerun
+    knows the rest of it."""
     if layout.keep_parts:
-        shutil.rmtree(layout.folder / _SCRATCH, ignore_errors=True)
-    else:
-        shutil.rmtree(layout.folder)
+        return
+    for path in layout.folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path not in (layout.job, layout.folder / _LOCK):
+            path.unlink()
+    layout.job.unlink(missing_ok=True)
+    (layout.folder / _LOCK).unlink(missing_ok=True)
+    layout.folder.rmdir()
 
 
 def write_part(layout: Layout, job: Job, form: Form, shard: int, answers: Answers) -> Manifest:

@@ -120,7 +120,7 @@ class Replica:
                 f"{work.engine} has sha256 {found[:12]} on a node; the run has "
                 f"{work.job.engine_sha256[:12]}"
             )
-        here = tools(session.runner.backend)
+        here = tools(session)
         if here != work.job.tools:
             raise InputError(f"a node has {here}; the run was begun with {work.job.tools}")
         warm(work, session)

@@ -179,7 +179,7 @@ def compute_shards(
 ) -> Iterator[tuple[int, int, Manifest | None]]:
     """One after another; decoding runs ahead across their borders."""
     job, wishes = work.job, work.wishes
-    workers = wishes.workers or os.cpu_count() or 1
+    workers = wishes.workers or _cores()
     decoder = Decoder(job.preprocessing, job.size, workers, job.column or None)
     wanted = (entry for shard in shards for entry in _entries(work, shard))
     try:
@@ -229,6 +229,8 @@ def _open(
 ) -> Work:
     """List the sources and say what the job is; the list stays beside the job's own until it is
     known to be the same."""
+    # "photos/" and "photos" are one source: their ids are the same.
+    sources = [source.rstrip("/") or "/" for source in sources]
     card = session.metadata.card
     size = wishes.size or (card.preprocessing.crop, card.preprocessing.crop)
     if min(size) < SMALLEST_SIDE:
@@ -239,7 +241,7 @@ def _open(
             f"--shard {shard} is no multiple of --batch {wishes.batch}: a batch would begin in one "
             "part and end in the next"
         )
-    labels = session.metadata.labels
+    labels = session.metadata.labels if session.metadata.num_classes else ()
     if wishes.logits and not labels:
         raise InputError(f"{engine} has no classifier head: it returns embeddings, no logits")
     with parts.scratch(layout) as folder:
@@ -255,6 +257,7 @@ def _open(
         list_sha256=listed.sha256,
         engine=engine.name,
         engine_sha256=engine_sha256(session),
+        weights_sha256=session.metadata.weights.state_sha256,
         runs_on=session.runner.backend,
         threads=wishes.threads or 0,
         preprocessing=card.preprocessing,
@@ -265,7 +268,7 @@ def _open(
         logits=wishes.logits,
         batch=wishes.batch,
         shard=shard,
-        tools=tools(session.runner.backend),
+        tools=tools(session),
     )
     form = Form(labels, session.metadata.num_classes or card.architecture.dims[-1], wishes.top,
                 wishes.logits)  # fmt: skip
@@ -277,19 +280,35 @@ def engine_sha256(session: Session) -> str:
     return session.sidecar.sha256 if session.sidecar else sha256_file(session.path)
 
 
-def tools(backend: str) -> dict[str, str]:
+def tools(session: Session) -> dict[str, str]:
     """Versions of what decides pixels (Pillow), logits (the runtime) or bytes (pyarrow)."""
     import PIL
     import pyarrow
 
-    runtime = backend.partition("/")[0]
-    try:
-        version = metadata.version(runtime.replace("_", "-"))
-    except metadata.PackageNotFoundError:
-        version = "unknown"
     return {
         "rest-deploy": __version__,
         "pillow": PIL.__version__,
         "pyarrow": pyarrow.__version__,
-        runtime: version,
+        session.runner.backend.partition("/")[0]: _runtime_version(session),
     }
+
+
+def _runtime_version(session: Session) -> str:
+    """An engine of TensorRT runs on the version that built it, and on no other."""
+    build = session.sidecar.build if session.sidecar else None
+    if build is not None and build.fit is not None:
+        return build.fit.version
+    runtime = session.runner.backend.partition("/")[0]
+    for package in (runtime, f"{runtime}-gpu"):
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def _cores() -> int:
+    """That this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

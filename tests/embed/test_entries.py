@@ -49,3 +49,8 @@ def test_an_id_twice_is_refused_and_named(tmp_path: Path, place: int) -> None:
 def test_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no image"):
         write_list([], tmp_path / "list", 4)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'caf\\udce9\.png' is not UTF-8"):
+        write_list([Entry("caf\udce9.png")], tmp_path / "list", 4)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -18,8 +20,8 @@ from rest_deploy.errors import ArtifactError, InputError, InvariantError
 FORM = Form((), 3)
 JOB = Job(
     schema=1, sources=("photos dir",), column="", id_column="", count=10, list_sha256="0" * 64,
-    engine="e.onnx", engine_sha256="1" * 64, runs_on="onnxruntime/cpu", threads=0,
-    preprocessing=load_card("nano").preprocessing, size=(32, 32), answer="embeddings",
+    engine="e.onnx", engine_sha256="1" * 64, weights_sha256="", runs_on="onnxruntime/cpu",
+    threads=0,     preprocessing=load_card("nano").preprocessing, size=(32, 32), answer="embeddings",
     labels_sha256="", top=0, logits=False, batch=2, shard=4,
     tools={"rest-deploy": "0", "pillow": "0"},
 )  # fmt: skip
@@ -223,3 +225,35 @@ def test_manifest_counts(layout: Layout) -> None:
     assert isinstance(found, Manifest)
     assert (found.images, found.rows, found.bad) == (2, 0, 2)
     assert parquet.read_table(layout.part(2)).num_rows == 0
+
+
+def test_clearing_may_end_anywhere(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of the parts is still known to be theirs."""
+    original = Path.unlink
+
+    def ending(at: int) -> Callable[..., None]:
+        calls = itertools.count(1)
+
+        def unlink(path: Path, missing_ok: bool = False) -> None:
+            if next(calls) == at:
+                raise InterruptedError
+            original(path, missing_ok=missing_ok)
+
+        return unlink
+
+    finish(layout)
+    whole = {path.name: path.read_bytes() for path in layout.output.parent.iterdir()}
+    for path in layout.output.parent.iterdir():
+        path.unlink()
+    for at in range(1, 7):  # three parts, the list, the job, the lock
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", ending(at))
+            with pytest.raises(InterruptedError):
+                finish(layout)
+        with parts.locked(layout):
+            found = parts.finished_output(layout, JOB)
+            assert found is not None
+            parts.clear(layout)
+        assert {p.name: p.read_bytes() for p in layout.output.parent.iterdir()} == whole
+        for path in layout.output.parent.iterdir():
+            path.unlink()

@@ -289,3 +289,11 @@ def test_a_photo_of_any_kind_of_pixels(trained_nano: Path, tmp_path: Path) -> No
         (tmp_path / "modes" / f"{mode}.tif").write_bytes(stream.getvalue())
     report = embedded(tmp_path / "modes", tmp_path / "out.parquet", trained_nano)
     assert (report.rows, report.bad) == (4, 0)
+
+
+def test_a_slash_at_the_end_is_the_same_source(
+    trained_nano: Path, pictures: Pictures, tmp_path: Path
+) -> None:
+    folder, output = pictures(5), tmp_path / "out.parquet"
+    embed([str(folder)], output, trained_nano, WISHES)
+    assert embed([f"{folder}/"], output, trained_nano, WISHES).resumed == 5
