@@ -24,8 +24,9 @@ class Job(Struct, frozen=True):
     """The work of one output.
 
     sources: as named; list_sha256: of the list file (`embed.entries`). weights_sha256: of their
-    values, since those of a large engine are in another file. runs_on: the backend that computes. size: (height, width) in pixels. threads: of the engine, 0 for all cores. shard:
-    images of one part, a multiple of `batch`. tools: versions that decide pixels, logits or bytes.
+    values, since those of a large engine are in another file. runs_on: the backend that computes.
+    size: (height, width) in pixels. threads: of the engine, 0 for all cores. shard: images of one
+    part, a multiple of `batch`. tools: versions that decide pixels, logits or bytes.
     """
 
     schema: Literal[1]

@@ -20,7 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rest_deploy.artifact import output_error, sha256_file, staging, to_json, write_text
+from rest_deploy.artifact import (
+    TEMPORARY_PREFIX,
+    output_error,
+    sha256_file,
+    staging,
+    to_json,
+    write_text,
+)
 from rest_deploy.embed.answers import Form, bad_schema
 from rest_deploy.embed.job import Finished, Job, Manifest, check_same, read_struct
 from rest_deploy.errors import InputError, InvariantError, MissingDependencyError
@@ -89,7 +96,12 @@ def locked(layout: Layout) -> Iterator[None]:
     folder = layout.folder
     try:
         if folder.is_dir() and not layout.job.is_file():
-            foreign = sorted({path.name for path in folder.iterdir()} - {_LOCK, _SCRATCH})
+            # A run that was killed before it had claimed the folder leaves these.
+            foreign = sorted(
+                path.name for path in folder.iterdir()
+                if path.name not in (_LOCK, _SCRATCH)
+                and not path.name.startswith(TEMPORARY_PREFIX)
+            )  # fmt: skip
             if foreign:
                 raise InputError(
                     f"{folder} is there already, and {foreign[0]} in it is not of a bulk run",
@@ -102,8 +114,12 @@ def locked(layout: Layout) -> Iterator[None]:
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # One that has just ended has taken the file away that this one opened.
+            alone = os.path.samestat(os.fstat(stream.fileno()), (folder / _LOCK).stat())
         except OSError as error:
             raise InputError(f"another run is writing {layout.output}") from error
+        if not alone:
+            raise InputError(f"another run has just written {layout.output}", hint="again")
         try:
             yield
         finally:
@@ -131,10 +147,10 @@ def claim(layout: Layout, job: Job) -> None:
     found = read_struct(layout.job, Job)
     if found is not None:
         check_same(found, job, layout.folder)
+    write_text(layout.job, to_json(job))
     folder = layout.folder / _SCRATCH
     (folder / layout.list.name).replace(layout.list)
     shutil.rmtree(folder)
-    write_text(layout.job, to_json(job))
 
 
 def clear(layout: Layout) -> None:
@@ -211,18 +227,18 @@ def merge(layout: Layout, job: Job, form: Form, manifests: dict[int, Manifest]) 
         refused = _merged(bad, bad_schema(), job, [layout.bad_part(shard) for shard in shards])
         _flush(bad)
         rows = sum(manifest.rows for manifest in manifests.values())
-        sha256 = ""
+        sha256, good = "", folder / "good.parquet"
         if not layout.keep_parts:
-            good = folder / "good.parquet"
             rows = _merged(good, form.schema(), job, [layout.part(shard) for shard in shards])
             _flush(good)
             sha256 = sha256_file(good)
+        if rows + refused != job.count:
+            raise InvariantError(f"{rows} answers and {refused} bad images; expected {job.count}")
+        if not layout.keep_parts:
             os.replace(good, layout.output)  # noqa: PTH105
         finished = Finished(schema=1, job=job, rows=rows, bad=refused, sha256=sha256,
                             bad_sha256=sha256_file(bad))  # fmt: skip
         os.replace(bad, layout.bad)  # noqa: PTH105
-    if rows + refused != job.count:
-        raise InvariantError(f"{rows} answers and {refused} bad images; expected {job.count}")
     write_text(layout.finished, to_json(finished))
     clear(layout)
     return finished
@@ -267,7 +283,8 @@ def _merged(path: Path, schema: pyarrow.Schema, job: Job, parts: list[Path]) -> 
     waiting = written = 0
     with _writer(path, schema, job) as writer:
         for part in parts:
-            table = parquet.read_table(part).cast(schema)
+            # Not `read_table`, which makes columns of folders that are named like `day=1`.
+            table = parquet.ParquetFile(part).read().cast(schema)
             held.append(table)
             waiting += table.num_rows
             while waiting >= ROW_GROUP:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
+from rest_deploy.artifact import TEMPORARY_PREFIX
 from rest_deploy.cards import load_card
 from rest_deploy.embed import parts
 from rest_deploy.embed.answers import Form
@@ -21,8 +22,8 @@ FORM = Form((), 3)
 JOB = Job(
     schema=1, sources=("photos dir",), column="", id_column="", count=10, list_sha256="0" * 64,
     engine="e.onnx", engine_sha256="1" * 64, weights_sha256="", runs_on="onnxruntime/cpu",
-    threads=0,     preprocessing=load_card("nano").preprocessing, size=(32, 32), answer="embeddings",
-    labels_sha256="", top=0, logits=False, batch=2, shard=4,
+    threads=0, preprocessing=load_card("nano").preprocessing, size=(32, 32),
+    answer="embeddings", labels_sha256="", top=0, logits=False, batch=2, shard=4,
     tools={"rest-deploy": "0", "pillow": "0"},
 )  # fmt: skip
 
@@ -257,3 +258,34 @@ def test_clearing_may_end_anywhere(layout: Layout, monkeypatch: pytest.MonkeyPat
         assert {p.name: p.read_bytes() for p in layout.output.parent.iterdir()} == whole
         for path in layout.output.parent.iterdir():
             path.unlink()
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_a_kill_before_the_claim_leaves(tmp_path: Path, keep: bool) -> None:
+    layout = Layout(tmp_path / "out.parquet", keep)
+    layout.folder.mkdir()
+    (layout.folder / "_lock").touch()
+    (layout.folder / "_scratch").mkdir()
+    (layout.folder / "_scratch" / "_list").write_text("half")
+    (layout.folder / f"{TEMPORARY_PREFIX}1@elsewhere-x").mkdir()
+    finish(layout)
+    assert parts.finished_output(layout, JOB) is not None
+
+
+def test_a_folder_that_looks_like_a_partition(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "day=1" / "out.parquet")
+    finish(layout)
+    assert parquet.ParquetFile(layout.output).schema_arrow.names == ["id", "embedding"]
+
+
+def test_a_part_that_lies_about_its_rows(layout: Layout) -> None:
+    """Manifests that add up, and a file that does not: nothing gets the output's name."""
+    with parts.locked(layout):
+        claimed(layout)
+        for shard in range(3):
+            parts.write_part(layout, JOB, FORM, shard, answers(shard))
+        found = parts.finished_parts(layout, JOB)
+        layout.part(0).write_bytes(layout.part(2).read_bytes())
+        with pytest.raises(InvariantError, match="5 answers and 3 bad images; expected 10"):
+            parts.merge(layout, JOB, FORM, found)
+    assert not layout.output.exists()
