@@ -148,8 +148,8 @@ class _Routes:
     async def infer(self, request: Request) -> Response:
         served = self._served(request)
         self._room(request)
-        async with body_of(request, self.service) as body:
-            length = _header_length(request)
+        length = _header_length(request)
+        async with body_of(request, self.service, length or 0) as body:
             if len(body) > INLINE:
                 asked = await self._in_thread(protocol.parse, body, length, served.accepts)
             else:
@@ -314,7 +314,10 @@ def _header_length(request: Request) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 16):
-        raise Refused(400, f"{HEADER_LENGTH} is {text[:40]!r}; expected a number of bytes")
+        raise Refused(
+            400, f"{HEADER_LENGTH} is {text[:40]!r}; expected a number of bytes",
+            close=unread(request),
+        )  # fmt: skip
     return int(text)
 
 
