@@ -293,9 +293,11 @@ class _Routes:
         """Refuse before the body is read when it could not be queued."""
         batcher = self.service.batcher
         assert batcher is not None
-        if batcher.depth >= batcher.limits.queue:
+        most = batcher.limits.queue
+        if batcher.depth >= most or self.service.reading >= most:
             raise Refused(
-                429, f"{batcher.depth} images wait; expected at most {batcher.limits.queue}",
+                429, f"{batcher.depth} images wait and {self.service.reading} requests are being "
+                f"read; expected at most {most} of each",
                 max(1.0, batcher.backlog_seconds), close=unread(request),
             )  # fmt: skip
 

@@ -72,6 +72,7 @@ async def body_of(
     service.body_bytes += reserved
     service.metrics.body_bytes.set(service.body_bytes)
     try:
+        service.reading += 1
         try:
             async with asyncio.timeout(settings.body_s):
                 if length is None:
@@ -82,6 +83,8 @@ async def body_of(
             raise Refused(
                 408, f"the body did not come within {settings.body_s:g} s", close=True
             ) from error
+        finally:
+            service.reading -= 1
         if encoding != "identity":
             loop = asyncio.get_running_loop()
             body = await loop.run_in_executor(service.decoders, decompressed, body, most)

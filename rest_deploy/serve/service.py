@@ -32,9 +32,11 @@ class Service:
         self.settings, self.metrics = settings, metrics
         self.draining = False
         self._released = False
-        self.body_bytes = 0  # held by requests; the event loop alone changes it
+        # The event loop alone changes these three.
+        self.body_bytes = 0  # held by requests
+        self.reading = 0  # bodies that are on their way
         self.decoders = ThreadPoolExecutor(settings.decoders, "rest-deploy-decode")
-        self.decoding = 0  # likewise
+        self.decoding = 0
         self._batcher: Batcher[Served] | None = None
         self._prepared: Served | None = None
         self._changing = threading.Lock()
