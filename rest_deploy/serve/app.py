@@ -148,8 +148,8 @@ class _Routes:
     async def infer(self, request: Request) -> Response:
         served = self._served(request)
         self._room(request)
-        async with body_of(request, self.service) as body:
-            length = _header_length(request)
+        length = _header_length(request)
+        async with body_of(request, self.service, length or 0) as body:
             if len(body) > INLINE:
                 asked = await self._in_thread(protocol.parse, body, length, served.accepts)
             else:
@@ -293,9 +293,11 @@ class _Routes:
         """Refuse before the body is read when it could not be queued."""
         batcher = self.service.batcher
         assert batcher is not None
-        if batcher.depth >= batcher.limits.queue:
+        most = batcher.limits.queue
+        if batcher.depth >= most or self.service.reading >= most:
             raise Refused(
-                429, f"{batcher.depth} images wait; expected at most {batcher.limits.queue}",
+                429, f"{batcher.depth} images wait and {self.service.reading} requests are being "
+                f"read; expected at most {most} of each",
                 max(1.0, batcher.backlog_seconds), close=unread(request),
             )  # fmt: skip
 
@@ -314,7 +316,10 @@ def _header_length(request: Request) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 16):
-        raise Refused(400, f"{HEADER_LENGTH} is {text[:40]!r}; expected a number of bytes")
+        raise Refused(
+            400, f"{HEADER_LENGTH} is {text[:40]!r}; expected a number of bytes",
+            close=unread(request),
+        )  # fmt: skip
     return int(text)
 
 

@@ -8,6 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from rest_deploy.serve.connection import EXTENSION, Connection
+from rest_deploy.serve.protocol import Body
 from rest_deploy.serve.refusals import ClientGone, Refused
 from rest_deploy.serve.service import Service
 
@@ -16,6 +20,9 @@ if TYPE_CHECKING:
 
 DISCARDED = 1_000_000
 """Bytes of a refused body that are read for nothing, to keep the connection."""
+
+ALIGNMENT = 64
+"""Bytes: a cache line, and the widest registers."""
 
 ENCODINGS = ("gzip", "deflate")
 
@@ -35,8 +42,11 @@ def unread(request: Request) -> bool:
 
 
 @asynccontextmanager
-async def body_of(request: Request, service: Service) -> AsyncIterator[bytearray]:
-    """The whole body, decompressed; its memory counts until the block ends.
+async def body_of(
+    request: Request, service: Service, header_length: int = 0
+) -> AsyncIterator[Body]:
+    """The whole body, decompressed; its memory counts until the block ends. Its byte number
+    `header_length` is at an address that engines like, where the body came as it is.
 
     Raises `Refused`: 413 before more than the limit is read, 415, 408 for slow clients, 503 when
     too much memory is held, 400 for damaged compression; `ClientGone`.
@@ -62,13 +72,19 @@ async def body_of(request: Request, service: Service) -> AsyncIterator[bytearray
     service.body_bytes += reserved
     service.metrics.body_bytes.set(service.body_bytes)
     try:
+        service.reading += 1
         try:
             async with asyncio.timeout(settings.body_s):
-                body = await _read(request, length, most)
+                if length is None:
+                    body: Body = await _read(request, most)
+                else:
+                    body = await _read_known(request, aligned(length, header_length))
         except TimeoutError as error:
             raise Refused(
                 408, f"the body did not come within {settings.body_s:g} s", close=True
             ) from error
+        finally:
+            service.reading -= 1
         if encoding != "identity":
             loop = asyncio.get_running_loop()
             body = await loop.run_in_executor(service.decoders, decompressed, body, most)
@@ -78,25 +94,53 @@ async def body_of(request: Request, service: Service) -> AsyncIterator[bytearray
         service.metrics.body_bytes.set(service.body_bytes)
 
 
-async def _read(request: Request, length: int | None, most: int) -> bytearray:
-    body = bytearray(length or 0)
-    filled = 0
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        chunk: bytes = message.get("body", b"")
-        end = filled + len(chunk)
-        if end > most:
-            raise _too_large(f"more than {filled} bytes", most)
-        body[filled:end] = chunk  # in place as far as the length was declared
-        filled = end
-        if not message.get("more_body", False):
-            del body[filled:]
-            return body
+async def _read(request: Request, most: int) -> bytearray:
+    """A body of a length that nobody told."""
+    body, more = bytearray(), True
+    while more:
+        piece, more = await _piece(request)
+        if len(body) + len(piece) > most:
+            raise _too_large(f"more than {len(body)} bytes", most)
+        body += piece
+    return body
 
 
-def decompressed(body: bytearray, most: int) -> bytearray:
+async def _read_known(request: Request, body: memoryview) -> memoryview:
+    """As many bytes as `body` has; the HTTP parser sees to it."""
+    extension = request.scope.get("extensions", {}).get(EXTENSION)
+    piece, more = await _piece(request)
+    body[: len(piece)] = piece
+    filled = len(piece)
+    if more and extension is not None:
+        connection: Connection = extension["connection"]
+        connection.read_into(body[filled:])
+        while more:
+            piece, more = await _piece(request)
+        return body
+    while more:
+        piece, more = await _piece(request)
+        body[filled : filled + len(piece)] = piece
+        filled += len(piece)
+    return body
+
+
+async def _piece(request: Request) -> tuple[bytes, bool]:
+    """The next one, and whether more follow. Raises `ClientGone`."""
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    return message.get("body", b""), message.get("more_body", False)
+
+
+def aligned(length: int, header_length: int) -> memoryview:
+    """Memory for a body, not cleared, with byte `header_length` at a multiple of `ALIGNMENT`."""
+    memory = np.empty(length + ALIGNMENT, np.uint8)
+    address = memory.__array_interface__["data"][0]
+    start = -(address + header_length) % ALIGNMENT
+    return memory.data[start : start + length]
+
+
+def decompressed(body: Body, most: int) -> bytearray:
     """gzip or zlib. Raises `Refused` for more than `most` bytes, and for what is damaged."""
     unpack = zlib.decompressobj(wbits=47)  # either header
     try:

@@ -21,9 +21,13 @@ class Start(Struct, frozen=True, tag="start"):
 
 
 class Ready(Struct, frozen=True, tag="ready"):
-    """From a worker that serves."""
+    """From a worker whose engine is warm."""
 
     contract: dict[str, str]
+
+
+class Released(Struct, frozen=True, tag="released"):
+    """To a worker: all of them are ready, and may say so."""
 
 
 class Failed(Struct, frozen=True, tag="failed"):
@@ -74,7 +78,7 @@ class Loaded(Struct, frozen=True, tag="loaded"):
     reason: str = ""
 
 
-Message = Start | Ready | Failed | Prepare | Prepared | Decide | Decided | Load | Loaded
+Message = Start | Ready | Released | Failed | Prepare | Prepared | Decide | Decided | Load | Loaded
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Message)

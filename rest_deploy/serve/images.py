@@ -11,6 +11,7 @@ import numpy.typing as npt
 from rest_deploy.contracts import Preprocessing
 from rest_deploy.errors import ImageError
 from rest_deploy.preprocess import load_image, to_tensor
+from rest_deploy.serve.protocol import Body
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """Of Pillow's decoders. Some of the others start programs or read further files."""
@@ -20,9 +21,7 @@ class TooManyPixels(ImageError):
     """A small file that would become a large image."""
 
 
-def tensor(
-    body: bytes | bytearray, preprocessing: Preprocessing, max_pixels: int
-) -> npt.NDArray[np.float32]:
+def tensor(body: Body, preprocessing: Preprocessing, max_pixels: int) -> npt.NDArray[np.float32]:
     """(1, 3, crop, crop), by the same definition as everywhere. Raises `ImageError`."""
     from PIL import Image, UnidentifiedImageError
 

@@ -42,12 +42,23 @@ class JsonLines(logging.Formatter):
 
 
 class Dropping(logging.handlers.QueueHandler):
-    """Puts records into a queue of limited length."""
+    """Puts records into a queue of limited length, from which a thread writes them."""
 
-    def __init__(self, lines: queue.Queue[Any]) -> None:
+    def __init__(self, writer: logging.Handler) -> None:
+        lines: queue.Queue[Any] = queue.Queue(LINES)
         super().__init__(lines)
         self.dropped = 0
         self._lock = threading.Lock()
+        self._listener: logging.handlers.QueueListener | None = logging.handlers.QueueListener(
+            lines, writer
+        )
+        self._listener.start()
+
+    def finish(self) -> None:
+        """Write what waits; nothing is written afterwards."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.stop()
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         return record  # it is formatted in this process, by the thread that writes
@@ -62,16 +73,20 @@ class Dropping(logging.handlers.QueueHandler):
 
 def start(level: str) -> Dropping:
     """All loggers write JSON lines from now on."""
-    lines: queue.Queue[Any] = queue.Queue(LINES)
     writer = logging.StreamHandler(sys.stderr)
     writer.setFormatter(JsonLines())
-    listener = logging.handlers.QueueListener(lines, writer)
-    handler = Dropping(lines)
+    handler = Dropping(writer)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for noisy in ("asyncio", "uvicorn.error", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    listener.start()
-    atexit.register(listener.stop)
+    atexit.register(handler.finish)
     return handler
+
+
+def finish() -> None:
+    """Before a process ends by `os._exit`: write what waits."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, Dropping):
+            handler.finish()

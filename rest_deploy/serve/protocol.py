@@ -21,6 +21,7 @@ from rest_deploy.contracts import SMALLEST_SIDE
 from rest_deploy.errors import InputError
 
 Float32 = npt.NDArray[np.float32]
+Body = bytes | bytearray | memoryview
 Parameter = bool | int | float | str
 
 DATATYPE = "FP32"
@@ -148,7 +149,7 @@ _nested = msgspec.json.Decoder(list[list[list[list[float]]]])
 _encoder = msgspec.json.Encoder()
 
 
-def parse(body: bytes | bytearray, header_length: int | None, accepts: Accepts) -> Inference:
+def parse(body: Body, header_length: int | None, accepts: Accepts) -> Inference:
     """A request for the images of one inference. header_length: of the JSON; None: all of it.
 
     Raises `ProtocolError` that says what arrived and what was expected.

@@ -1,9 +1,9 @@
 """One serving process: listen, open the engine, serve, drain, end.
 
 It listens before the engine is open, so that it is alive while it is not ready. SIGTERM and SIGINT
-stop it: not ready at once, what comes during `GRACE` is still answered and told to close its
-connection, then no more connections, and the end when every request that was taken is answered. A
-second signal does not wait. SIGHUP opens the engine file again.
+stop it: not ready at once; what comes during `GRACE` is still answered, its connection closed; then
+no more connections are accepted, those that are there get `GRACE` to ask, and the end comes when
+every request is answered. A second signal does not wait. SIGHUP opens the engine file again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import uvicorn
 
@@ -64,10 +65,40 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.service.drain()
         event(log, "draining", requests=len(self.server_state.tasks))
-        until = asyncio.get_running_loop().time() + GRACE
+        await self._pause(GRACE)
+        await self._accept_rest(sockets or [])
+        await self._pause(GRACE)  # what was just accepted has time to ask
+        await super().shutdown(sockets)
+
+    async def _accept_rest(self, sockets: list[socket.socket]) -> None:
+        """Stop listening. Connections that the system has taken meanwhile are taken over: closing
+        the socket would reset them."""
+        loop = asyncio.get_running_loop()
+        copies = [sock.dup() for sock in sockets]
+        for server in self.servers:
+            server.close()
+        accepted = []
+        for copy in copies:
+            with copy, contextlib.suppress(BlockingIOError, OSError):
+                copy.setblocking(False)
+                while True:
+                    accepted.append(copy.accept()[0])
+        for connection in accepted:
+            connection.setblocking(False)
+            await loop.connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> asyncio.Protocol:
+        kind: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = kind(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
+
+    async def _pause(self, seconds: float) -> None:
+        """Unless a second signal came."""
+        until = asyncio.get_running_loop().time() + seconds
         while not self.force_exit and asyncio.get_running_loop().time() < until:
             await asyncio.sleep(0.05)
-        await super().shutdown(sockets)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -108,8 +139,9 @@ def run(settings: Settings) -> int:
     event(log, "listening", host=settings.host, port=sock.getsockname()[1], pid=os.getpid())
     service = Service(settings, Metrics())
     load = in_process(service)
+    reload = {signal.SIGHUP: lambda: load(())}
     code = asyncio.run(
-        serve(service, sock, load, {signal.SIGHUP: lambda: load(())}, stop_on=(signal.SIGINT,))
+        serve(service, sock, load, reload, stop_on=(signal.SIGINT,), started=service.release)
     )
     if lines.dropped:
         print(f"{lines.dropped} lines of the log were dropped", file=sys.stderr)
@@ -120,7 +152,7 @@ async def serve(
     service: Service,
     sock: socket.socket,
     load: Load,
-    on_signal: dict[signal.Signals, Callable[[], Awaitable[object]]],
+    on_signal: Mapping[signal.Signals, Callable[[], Awaitable[object]]],
     *,
     stop_on: Sequence[signal.Signals] = (),
     contract: dict[str, str] | None = None,
@@ -128,7 +160,7 @@ async def serve(
     stopping: asyncio.Event | None = None,
 ) -> int:
     """Serve on `sock` until SIGTERM or one of `stop_on`, or until `stopping` is set; returns the
-    exit code. started: called when it is ready. contract: see `Service.start`."""
+    exit code. started: called when the engine is warm. contract: see `Service.start`."""
     sys.setswitchinterval(SWITCH_INTERVAL)
     settings = service.settings
     config = uvicorn.Config(
@@ -189,8 +221,7 @@ def _close(service: Service, *, drain: bool) -> int:
     closing.join(service.settings.drain_s if drain else 1.0)
     if closing.is_alive():
         event(log, "the engine did not end in time", logging.ERROR)
-        for handler in logging.getLogger().handlers:
-            handler.flush()
+        logs.finish()
         os._exit(CONTENTION_FAILURE)
     event(log, "stopped", drained=drain)
     return 0 if drain else CONTENTION_FAILURE

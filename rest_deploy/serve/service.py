@@ -26,21 +26,24 @@ class Busy(InputError):
 
 
 class Service:
-    """Thread-safe. `start` opens the engine; until then, and from `drain` on, it is not ready."""
+    """Thread-safe. `start` opens the engine, `release` makes it ready, until `drain`."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
         self.draining = False
-        self.body_bytes = 0  # held by requests; the event loop alone changes it
+        self._released = False
+        # The event loop alone changes these three.
+        self.body_bytes = 0  # held by requests
+        self.reading = 0  # bodies that are on their way
         self.decoders = ThreadPoolExecutor(settings.decoders, "rest-deploy-decode")
-        self.decoding = 0  # likewise
+        self.decoding = 0
         self._batcher: Batcher[Served] | None = None
         self._prepared: Served | None = None
         self._changing = threading.Lock()
 
     @property
     def ready(self) -> bool:
-        return self._batcher is not None and not self.draining
+        return self._released and not self.draining
 
     @property
     def batcher(self) -> Batcher[Served] | None:
@@ -57,6 +60,12 @@ class Service:
             check_contract(contract, served.contract(), ())
         served.warm()
         self._batcher = Batcher(served, self.settings.batching(served.crop), self._computed)
+
+    def release(self) -> None:
+        """The engine is warm, here and in the workers beside this one: requests may be sent."""
+        assert self._batcher is not None
+        served = self._batcher.engine
+        self._released = True
         self.metrics.ready.set(1)
         event(log, "ready", engine=self.settings.engine, sha256=served.sha256[:12],
               model=served.accepts.name, backend=served.session.runner.backend)  # fmt: skip

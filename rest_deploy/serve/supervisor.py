@@ -56,7 +56,7 @@ class Child:
     ) -> None:
         self.index, self.process = index, process
         self.reader, self.writer = reader, writer
-        self.ready = False
+        self.ready = self.released = False
         self.failure: control.Failed | None = None
         self._answer: asyncio.Future[control.Prepared | control.Decided | None] | None = None
 
@@ -115,6 +115,7 @@ class Supervisor:
 
     async def _end(self) -> list[int]:
         """Have all workers drain; those that do not are killed. Their exit codes."""
+        self.sock.close()  # so that the last worker that closes it has accepted what is in it
         children = list(self.children.values())
         for child in children:
             _signal(child, signal.SIGTERM)
@@ -176,7 +177,7 @@ class Supervisor:
         while (message := await control.receive(child.reader)) is not None:
             if isinstance(message, control.Ready):
                 child.ready = True
-                self.contract = self.contract or message.contract
+                self._release(message.contract)
             elif isinstance(message, control.Failed):
                 child.failure = message
             elif isinstance(message, control.Prepared | control.Decided):
@@ -184,6 +185,16 @@ class Supervisor:
             elif isinstance(message, control.Load):
                 self._begin(self._load_and_tell((child, message.number), message.accept))
         child.writer.close()
+
+    def _release(self, contract: dict[str, str]) -> None:
+        """Whoever is told by one worker that the service is ready may come to any other: in the
+        beginning none says so before all are."""
+        self.contract = self.contract or contract
+        waiting = [child for child in self.children.values() if not child.released]
+        if all(child.ready for child in waiting):
+            for child in waiting:
+                child.released = True
+                control.send(child.writer, control.Released())
 
     # --- changing engines ----------------------------------------------------------------------
 

@@ -65,6 +65,8 @@ class Worker:
                 waiting = self._asked.pop(message.number, None)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(message)
+            elif isinstance(message, control.Released):
+                service.release()
             elif isinstance(message, control.Prepare):
                 control.send(self._writer, await _prepare(service, message.accept))
             elif isinstance(message, control.Decide):
@@ -107,5 +109,5 @@ if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     code = asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
-    sys.stderr.flush()
+    logs.finish()
     os._exit(code)  # nothing is left to do; threads of an engine's library may linger
