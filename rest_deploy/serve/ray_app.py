@@ -137,6 +137,7 @@ class Replica:
 
         self.service = Service(msgspec.convert(service, Settings), Metrics())
         self.service.start()
+        self.service.release()
         self._app = application(self.service, _refuse_load)
 
     async def __call__(self, request: Request) -> Response:
