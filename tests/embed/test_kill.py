@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from pyarrow import parquet
 
-from tests.embed.conftest import fill
+from rest_deploy.embed.run import Wishes, embed
+from tests.embed.conftest import SIZE, fill
 from tests.test_cli import done
 
 CLONE = Path(__file__).resolve().parents[2]
@@ -85,32 +88,27 @@ def test_killed_three_times(trained_nano: Path, tmp_path: Path) -> None:
     assert (len(names), len(set(names))) == (295, 295)
 
 
-def test_killed_while_listing_and_merging(trained_nano: Path, tmp_path: Path) -> None:
-    """Wherever between the files of a finished output it ends, a rerun makes it whole."""
-    source = fill(tmp_path / "pictures", 30, 2)
-    whole = tmp_path / "whole" / "out.parquet"
-    options = ("--batch", 4, "--shard", 8, "--parts")
-    folder = tmp_path / "parts" / "out.parquet"
-    finish(start(source, whole, trained_nano, *options[:-1]))
-    finish(start(source, folder, trained_nano, *options))
-    for left in (
-        ("out.parquet.json",), ("out.parquet", "out.parquet.json"),
+@pytest.mark.parametrize(
+    "left",
+    [
+        ("out.parquet.json",),
+        ("out.parquet", "out.parquet.json"),
         ("out.bad.parquet", "out.parquet", "out.parquet.json"),
-    ):  # fmt: skip
-        # As after the last part: the parts are there, and some of the merged files.
-        again = tmp_path / f"again{len(left)}" / "out.parquet"
-        again.parent.mkdir()
-        for name, content in contents(whole.parent).items():
-            if name not in left:
-                (again.parent / name).write_bytes(content)
-        folder_again = again.with_name("out.parquet.parts")
-        for path in folder.rglob("*"):
-            if path.is_file():
-                target = folder_again / path.relative_to(folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(path.read_bytes())
-        finish(start(source, again, trained_nano, *options[:-1]))
-        assert contents(again.parent) == contents(whole.parent)
+    ],
+)
+def test_killed_while_merging(trained_nano: Path, tmp_path: Path, left: tuple[str, ...]) -> None:
+    """The parts are all there, and some of the merged files: a rerun makes it whole."""
+    source = [str(fill(tmp_path / "pictures", 30, 2))]
+    whole, folder, again = (tmp_path / name / "out.parquet" for name in ("a", "b", "c"))
+    wishes = Wishes(batch=4, shard=8, size=SIZE)
+    embed(source, whole, trained_nano, wishes)
+    embed(source, folder, trained_nano, replace(wishes, keep_parts=True))
+    shutil.copytree(folder, again.with_name("out.parquet.parts"))
+    for name, content in contents(whole.parent).items():
+        if name not in left:
+            (again.parent / name).write_bytes(content)
+    assert embed(source, again, trained_nano, wishes).resumed == 30
+    assert contents(again.parent) == contents(whole.parent)
 
 
 class Memory:
