@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from rest_deploy import __version__
-from rest_deploy.commands import build, look, measure, triton
+from rest_deploy.commands import build, bulk, cluster, look, measure, serve, triton
 from rest_deploy.console import Commands
 
 
@@ -23,6 +23,8 @@ for command in (
     *(build.deploy, build.refit),
     *(look.verify, look.predict, look.variants, look.inspect, look.lint, look.doctor),
     *(measure.bench, measure.compare, measure.profile, measure.report),
+    serve.serve,
+    *(bulk.embed, cluster.ray_serve, cluster.k8s),
     *(triton.triton_repo, triton.triton_check),
 ):
     main.add_command(command)

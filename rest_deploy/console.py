@@ -163,12 +163,21 @@ def counter(as_json: bool) -> Counter:
             return
         shown["at"] = now
         rate = (done - first) / (now - begun) if now > begun else 0.0
-        pace = f", {rate:.2g} {unit}/s" if rate > 0 else ""
-        left = f", {(total - done) / rate:.0f} s left" if rate > 0 and not last else ""
+        counted = unit.partition(" ")[0]  # "images (3 bad)" come as images per second
+        pace = f", {rate:.{0 if rate >= 10 else 1}f} {counted}/s" if rate > 0 else ""
+        left = f", {_duration((total - done) / rate)} left" if rate > 0 and not last else ""
         line = f"  {step}: {done} of {total} {unit}{pace}{left}"
         click.echo(f"\r{line:<79}" if terminal else line, nl=not terminal or last, err=True)
 
     return show
+
+
+def _duration(seconds: float) -> str:
+    """In the units somebody waits in."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def progress(as_json: bool) -> Progress:

@@ -38,9 +38,9 @@ CLASSES = 10
 """Of the checkpoints made here."""
 
 COMMANDS = (
-    "bench", "build-engine", "calibrate", "compare", "deploy", "doctor", "export", "inspect",
-    "lint", "predict", "profile", "quantize", "refit", "report", "sensitivity",
-    "triton-check", "triton-repo", "variants", "verify",
+    "bench", "build-engine", "calibrate", "compare", "deploy", "doctor", "embed", "export",
+    "inspect", "k8s", "lint", "predict", "profile", "quantize", "ray-serve", "refit", "report",
+    "sensitivity", "serve", "triton-check", "triton-repo", "variants", "verify",
 )  # fmt: skip
 HEAVY = {"torch", "onnxruntime", "onnx", "onnxscript", "numpy", "PIL", "safetensors"}
 

@@ -41,16 +41,17 @@ STATM = Path("/proc/self/statm")
 
 @dataclass(frozen=True)
 class ShapeLimits:
-    """most: shapes kept compiled, 0 for none. after: requests before one is. most_bytes: memory of
-    all of them, None for no limit; as far as the system tells (Linux)."""
+    """most: shapes kept compiled, 0 for none. after: requests before one is, 0 for `warm_up`'s
+    alone. most_bytes: memory of all of them, None for no limit; as far as the system tells
+    (Linux)."""
 
     most: int = MOST
     after: int = AFTER
     most_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.most < 0 or self.after < 1 or (self.most_bytes is not None and self.most_bytes < 1):
-            raise InputError(f"expected most >= 0, after >= 1, most_bytes > 0, got {self}")
+        if min(self.most, self.after) < 0 or (self.most_bytes is not None and self.most_bytes < 1):
+            raise InputError(f"expected most >= 0, after >= 0, most_bytes > 0, got {self}")
 
 
 DEFAULT_LIMITS = ShapeLimits()
@@ -85,7 +86,7 @@ class ShapePolicy:
             self._used[shape] = self._now
             self._used.move_to_end(shape)
             return False
-        if shape in self._refused or not self.limits.most:
+        if shape in self._refused or not (self.limits.most and self.limits.after):
             return False
         times = self._asked.setdefault(shape, deque(maxlen=self.limits.after))
         times.append(self._now)

@@ -1,0 +1,1 @@
+"""An engine as an HTTP service: what many clients send is computed in batches."""

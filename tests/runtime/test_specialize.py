@@ -104,7 +104,7 @@ def test_never() -> None:
     assert not any(policy.asked(A) for _ in range(10))
 
 
-@pytest.mark.parametrize("wrong", [{"most": -1}, {"after": 0}, {"most_bytes": 0}])
+@pytest.mark.parametrize("wrong", [{"most": -1}, {"after": -1}, {"most_bytes": 0}])
 def test_limits(wrong: dict[str, int]) -> None:
     with pytest.raises(InputError, match="expected most >= 0"):
         ShapeLimits(**wrong)
@@ -347,3 +347,13 @@ def test_memory_is_measured(exported_nano: Path) -> None:
             session.warm_up([(8, 3, 224, 224)])
         assert session.runner.shapes == ()
         assert "MB, more than all may" in session.runner.failures[8, 3, 224, 224]
+
+
+def test_only_what_is_warmed_up_is_compiled(compiler: Compiler) -> None:
+    runner = SpecializingRunner(Fake(0), compiler, ShapeLimits(most=2, after=0))
+    runner.warm_up([A])
+    for _ in range(20):
+        assert who(runner, B) == 0
+    runner.wait()
+    assert runner.shapes == (A,)
+    runner.close()

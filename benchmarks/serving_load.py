@@ -1,0 +1,157 @@
+"""A load generator for benchmarks/serving.py, in a process of its own: sockets and threads alone.
+
+Each client sends the same inference request over one connection, byte for byte, and reads the
+answer. Closed loop: the next request follows the answer. Open loop (--rate): requests are due at
+fixed times whatever the answers do; one that is due while the client still waits is skipped and
+counted as not sent.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+import numpy as np
+
+
+@dataclass
+class Seen:
+    """What one client saw. seconds: of each answer, by its code."""
+
+    seconds: dict[int, list[float]] = field(default_factory=dict)
+    broken: int = 0
+    unsent: int = 0
+    first: float = 0.0
+    last: float = 0.0
+
+
+def request(side: int, model: str, seed: int) -> bytes:
+    """A whole HTTP request for one image in binary."""
+    image = np.random.default_rng(seed).standard_normal((1, 3, side, side)).astype(np.float32)
+    tensor = {"name": "image", "datatype": "FP32", "shape": list(image.shape),
+              "parameters": {"binary_data_size": image.nbytes}}  # fmt: skip
+    header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    lines = [
+        f"POST /v2/models/{model}/infer HTTP/1.1", "Host: localhost",
+        f"Content-Length: {len(header) + image.nbytes}",
+        f"Inference-Header-Content-Length: {len(header)}",
+    ]  # fmt: skip
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + header + image.tobytes()
+
+
+def connect(port: int) -> socket.socket:
+    found = socket.create_connection(("127.0.0.1", port), timeout=120)
+    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return found
+
+
+def answer(connection: socket.socket) -> tuple[int, bool]:
+    """Read one answer: its code, and whether the connection stays. Raises `OSError`."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        piece = connection.recv(65536)
+        if not piece:
+            raise ConnectionError("closed before an answer")
+        data += piece
+    head, _, body = data.partition(b"\r\n\r\n")
+    lines = head.lower().split(b"\r\n")
+    fields = dict(line.split(b": ", 1) for line in lines[1:])
+    left = int(fields.get(b"content-length", b"0")) - len(body)
+    while left > 0:
+        piece = connection.recv(min(left, 65536))
+        if not piece:
+            raise ConnectionError("closed within an answer")
+        left -= len(piece)
+    return int(lines[0].split()[1]), fields.get(b"connection") != b"close"
+
+
+def client(port: int, payload: bytes, begin: float, end: float, every: float, seen: Seen) -> None:
+    """every: seconds between requests, 0 for a closed loop."""
+    connection = connect(port)
+    due = begin
+    while (now := time.monotonic()) < end:
+        if now < due:
+            time.sleep(min(due, end) - now)
+            continue
+        if every:
+            missed = int((now - due) / every)
+            seen.unsent += missed
+            due += (missed + 1) * every
+        try:
+            sent = time.monotonic()
+            connection.sendall(payload)
+            code, stays = answer(connection)
+            done = time.monotonic()
+        except OSError:
+            seen.broken += 1
+            stays = False
+        else:
+            seen.seconds.setdefault(code, []).append(done - sent)
+            seen.first = seen.first or sent
+            seen.last = done
+        if not stays:
+            connection.close()
+            connection = connect(port)
+    connection.close()
+
+
+def summary(found: list[Seen], seconds: float) -> dict[str, Any]:
+    """Counts by code, and latencies of answers with 200 in milliseconds."""
+    by_code: dict[int, list[float]] = {}
+    for seen in found:
+        for code, values in seen.seconds.items():
+            by_code.setdefault(code, []).extend(values)
+    good = np.array(by_code.get(200, [])) * 1e3
+    quantiles = {
+        name: round(float(np.percentile(good, at)), 3)
+        for name, at in (("p50", 50), ("p90", 90), ("p99", 99), ("max", 100))
+        if len(good)
+    }
+    span = max(seen.last for seen in found) - min(seen.first for seen in found if seen.first)
+    return {
+        "codes": {str(code): len(values) for code, values in sorted(by_code.items())},
+        "per_second": round(len(good) / span, 3),
+        "offered_per_second": round(sum(map(len, by_code.values())) / span, 3),
+        "latency_ms": quantiles,
+        "broken": sum(seen.broken for seen in found),
+        "unsent": sum(seen.unsent for seen in found),
+        "seconds": seconds,
+    }
+
+
+@click.command()
+@click.option("--port", type=int, required=True)
+@click.option("--model", required=True)
+@click.option("--side", type=int, default=224)
+@click.option("--clients", type=int, default=32)
+@click.option("--seconds", type=float, default=5.0)
+@click.option("--rate", type=float, default=0.0, help="Requests a second, of all; 0: closed loop.")
+def main(port: int, model: str, side: int, clients: int, seconds: float, rate: float) -> None:
+    """Send requests, print what came back as JSON."""
+    found = [Seen() for _ in range(clients)]
+    payloads = [request(side, model, seed) for seed in range(min(clients, 8))]
+    every = clients / rate if rate else 0.0
+    begin, own = time.monotonic() + 0.2, time.process_time()
+    threads = [
+        threading.Thread(
+            target=client,
+            args=(port, payloads[index % len(payloads)], begin + every * index / clients,
+                  begin + seconds, every, seen),
+        )
+        for index, seen in enumerate(found)
+    ]  # fmt: skip
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    json.dump({**summary(found, seconds), "processor_s": time.process_time() - own}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""An engine as a service."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rest_deploy.options import PATH, backend_option, provider_option, threads_option
+
+
+@click.command()
+@click.argument("engine", type=PATH)
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: every interface.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
+              help="0: a free one; the log names it.")  # fmt: skip
+@click.option("--name", default="", help="Of the model in URLs. [default: the card's]")
+@click.option("--max-batch", type=click.IntRange(1, 1024), default=8, show_default=True,
+              help="Images of one engine call.")  # fmt: skip
+@click.option("--max-delay-ms", type=click.FloatRange(0, 1000), default=2.0, show_default=True,
+              help="That a batch waits for callers seen lately.")  # fmt: skip
+@click.option("--queue", type=click.IntRange(1, 1_000_000), default=256, show_default=True,
+              help="Images that wait, per worker; more get 429.")  # fmt: skip
+@click.option("--deadline-ms", type=click.FloatRange(1, 3_600_000), default=10_000.0,
+              show_default=True, help="From the body's end to the answer; then 504.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True,
+              help="Processes, each with an engine; restarted when they die.")  # fmt: skip
+@click.option("--instances", type=click.IntRange(1, 64), default=1, show_default=True,
+              help="Engine calls at a time, per worker.")  # fmt: skip
+@click.option("--max-body-mb", type=click.FloatRange(0.01, 4000), default=32.0,
+              show_default=True, help="Of one request, decompressed; more get 413.")  # fmt: skip
+@click.option("--memory-mb", type=click.FloatRange(0.01, 1_000_000), default=512.0,
+              show_default=True, help="Of all bodies held, per worker; more get 503.")  # fmt: skip
+@click.option("--max-pixels", type=click.IntRange(1024, 89_000_000), default=25_000_000,
+              show_default=True, help="Of an encoded image.")  # fmt: skip
+@click.option("--max-side", type=click.IntRange(32, 16_384), default=1024, show_default=True,
+              help="Height and width of a tensor.")  # fmt: skip
+@click.option("--body-s", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True,
+              help="A body that takes longer gets 408; headers have a third.")  # fmt: skip
+@click.option("--drain-s", type=click.FloatRange(1, 3600), default=30.0, show_default=True,
+              help="That a stop waits for requests it took.")  # fmt: skip
+@click.option("--loading/--no-loading", default=True, show_default=True,
+              help="Obey POST /v2/repository/models/NAME/load.")  # fmt: skip
+@click.option("--log-level", type=click.Choice(["info", "warning", "error"]), default="info",
+              show_default=True)  # fmt: skip
+@click.option(
+    "--trust",
+    type=PATH,
+    metavar="EXPORT",
+    help="Run an engine without a sidecar; EXPORT is the model it was built from.",
+)
+@backend_option
+@provider_option
+@threads_option
+def serve(engine: Path, trust: Path | None, body_s: float, **options: Any) -> None:
+    """Serve ENGINE over HTTP: Open Inference Protocol v2, images, metrics. SIGTERM drains."""
+    from rest_deploy.errors import require
+    from rest_deploy.serve.settings import Settings
+
+    for module in ("uvicorn", "httptools", "starlette", "prometheus_client"):
+        require(module, "serve")
+    settings = Settings(
+        engine=str(engine), trust=None if trust is None else str(trust), body_s=body_s,
+        header_s=body_s / 3, **options,
+    )  # fmt: skip
+    if settings.workers > 1:
+        from rest_deploy.serve import supervisor
+
+        sys.exit(supervisor.run(settings))
+    from rest_deploy.serve import server
+
+    sys.exit(server.run(settings))
