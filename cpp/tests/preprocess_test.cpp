@@ -3,13 +3,11 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <map>
-#include <sstream>
 
 #include "check.h"
 #include "decode.h"
+#include "files.h"
 #include "resample.h"
 
 using namespace rest_deploy;
@@ -22,16 +20,8 @@ using Fields = std::vector<std::string>;
 std::string folder;
 
 Bytes read(const std::string& name) {
-  std::ifstream file(folder + "/" + name, std::ios::binary);
-  CHECK_THAT(file.good(), "cannot open " + name);
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
-
-Fields split(const std::string& line, char separator) {
-  Fields fields;
-  std::istringstream stream(line);
-  for (std::string field; std::getline(stream, field, separator);) fields.push_back(field);
-  return fields;
+  const std::string bytes = read_all(folder + "/" + name);
+  return {bytes.begin(), bytes.end()};
 }
 
 Interpolation kind_of(const std::string& name) {
@@ -189,9 +179,7 @@ int control(const std::vector<Fields>& cases) {
 int main(int argc, char** argv) {
   if (argc < 2) return 2;
   folder = argv[1];
-  std::ifstream list(folder + "/cases.txt");
-  std::vector<Fields> cases;
-  for (std::string line; std::getline(list, line);) cases.push_back(split(line, '\t'));
+  const std::vector<Fields> cases = read_cases(folder + "/cases.txt");
   if (argc > 2) return control(cases);
   std::map<std::string, long> seen;
   for (const Fields& fields : cases) {
