@@ -26,6 +26,7 @@ rest_deploy_code code_of(Code code) {
     case Code::artifact:
       return REST_DEPLOY_ARTIFACT;
     case Code::image:
+    case Code::too_large:
       return REST_DEPLOY_IMAGE;
     case Code::shape:
       return REST_DEPLOY_SHAPE;

@@ -37,7 +37,7 @@ Status check_dimensions(std::int64_t width, std::int64_t height, std::int64_t ma
     return {Code::image, "the image is " + size + "; expected at least 32x32"};
   }
   if (width > max_pixels / height) {
-    return {Code::image,
+    return {Code::too_large,
             "the image has " + size + " pixels; expected at most " + std::to_string(max_pixels),
             "scale it down first"};
   }

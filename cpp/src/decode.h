@@ -19,7 +19,7 @@ struct Stored {
 Result<Stored> decode_jpeg(const std::uint8_t* bytes, std::size_t size, std::int64_t max_pixels);
 Result<Stored> decode_png(const std::uint8_t* bytes, std::size_t size, std::int64_t max_pixels);
 
-// Code::image unless width x height is within the limits.
+// Code::image or Code::too_large unless width x height is within the limits.
 Status check_dimensions(std::int64_t width, std::int64_t height, std::int64_t max_pixels);
 
 // Of an EXIF block (after "Exif\0\0"): the orientation, nothing where it has none; Code::image for

@@ -61,6 +61,13 @@ std::shared_ptr<ov::Model> read_model(const std::string& path) {
   return model;
 }
 
+std::vector<Shape> shapes_of(const RunnerOptions& options, const Metadata& metadata) {
+  std::vector<Shape> shapes = options.compiled_shapes;
+  const std::size_t side = static_cast<std::size_t>(metadata.preprocessing.crop);
+  for (const std::size_t batch : options.fixed_batches) shapes.push_back({batch, 3, side, side});
+  return shapes;
+}
+
 // A compiled model and the requests that run it. A request is used by one call at a time.
 class Compiled {
  public:
@@ -145,7 +152,8 @@ class OpenVinoRunner final : public Runner {
       }
     }
     if (input_shape_.is_dynamic()) first_run(*any_, kFirst);
-    for (const Shape& shape : options.compiled_shapes) {
+    for (const Shape& shape : shapes_of(options, metadata_)) {
+      if (fixed_.count(shape) != 0) continue;
       const auto fixed = model->clone();
       fixed->reshape(ov::PartialShape(ov::Shape(shape.begin(), shape.end())));
       auto compiled = std::make_unique<Compiled>(core().compile_model(fixed, kDevice, config),
@@ -230,14 +238,14 @@ class OpenVinoRunner final : public Runner {
   std::map<Shape, std::unique_ptr<Compiled>> fixed_;
 };
 
-Status check_options(const RunnerOptions& options) {
+Status check_options(const RunnerOptions& options, const Metadata& metadata) {
   if (options.threads > cores()) {
     return {Code::argument,
             std::to_string(options.threads) + " threads were asked for; there are " +
                 std::to_string(cores()) + " cores here"};
   }
   const float something = 0;
-  for (const Shape& shape : options.compiled_shapes) {
+  for (const Shape& shape : shapes_of(options, metadata)) {
     if (shape[1] != 3) return {Code::shape, "a compiled shape must have 3 channels"};
     if (Status status = check_images({&something, shape[0], shape[2], shape[3]}); !status.ok()) {
       return status;
@@ -250,7 +258,7 @@ Status check_options(const RunnerOptions& options) {
 
 Result<std::unique_ptr<Runner>> open_openvino(const std::string& path, const Sidecar& sidecar,
                                               const RunnerOptions& options) {
-  if (Status status = check_options(options); !status.ok()) return status;
+  if (Status status = check_options(options, sidecar.metadata); !status.ok()) return status;
   if (!sidecar.backend.empty() && sidecar.backend != "openvino") {
     return Status(Code::artifact,
                   path + " was built and checked for " + sidecar.backend + "; expected openvino",

@@ -51,7 +51,7 @@ Result<Image> to_pixels(const Image& image, const Preprocessing& how, OutputSize
     height = std::floor(static_cast<double>(cover_width * image.height) / image.width);
   }
   if (width * height > static_cast<double>(kMaxPixels)) {
-    return Status(Code::image,
+    return Status(Code::too_large,
                   "an image of " + by(image.width, image.height) + " becomes " +
                       std::to_string(static_cast<std::int64_t>(width)) + "x" +
                       std::to_string(static_cast<std::int64_t>(height)) + "; expected at most " +

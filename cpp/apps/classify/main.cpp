@@ -17,6 +17,7 @@ constexpr const char* kUsage =
     "  ENGINE       FILE.onnx or FILE.engine of rest-deploy, its sidecar FILE.json beside it\n"
     "  --top N      classes to print for each image (5)\n"
     "  --repeat N   times to classify each image; prints latencies when given\n"
+    "  --fixed      compile for single images of the card's size too: slower start, faster runs\n"
     "  --threads N  of one inference; 0: all cores (0)\n"
     "  --device N   number of the GPU, for an .engine (0)\n"
     "  --json       one JSON object instead of text\n"
@@ -132,6 +133,7 @@ int main(int argc, char** argv) {
   options.threads = static_cast<int>(arguments.number("--threads", 0, 0, 1024));
   options.device = static_cast<int>(arguments.number("--device", 0, 0, 255));
   options.requests = 1;
+  if (arguments.flag("--fixed")) options.fixed_batches = {1};
   const std::vector<std::string>& words = arguments.rest();
   if (!arguments.error().empty() || words.size() < 2) {
     const std::string error = arguments.error();

@@ -46,7 +46,8 @@ struct OutputSize {
 
 // JPEG or PNG -> upright RGB. EXIF orientation is applied, alpha dropped, grey and palette images
 // are expanded, 16 bit keep their high byte, CMYK is converted as Pillow does.
-// `max_pixels` may lower kMaxPixels. Code::image for what cannot be decoded or is too large.
+// `max_pixels` may lower kMaxPixels. Code::image for what cannot be decoded or is below 32x32,
+// Code::too_large for what has more pixels than that.
 REST_DEPLOY_API Result<Image> decode_image(const std::uint8_t* bytes, std::size_t size,
                                            std::int64_t max_pixels = kMaxPixels);
 

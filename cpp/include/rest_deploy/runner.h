@@ -77,6 +77,8 @@ struct RunnerOptions {
   // OpenVINO: shapes that get a compilation of their own beside the one for any shape. Faster for
   // them, and the weights are there once more for each.
   std::vector<Shape> compiled_shapes;
+  // The same for so many images of the card's own size.
+  std::vector<std::size_t> fixed_batches;
   // TensorRT: number of the GPU.
   int device = 0;
 };

@@ -13,7 +13,8 @@ enum class Code {
   ok = 0,
   argument,     // an option or argument that cannot be used
   artifact,     // a model file or its sidecar is damaged, foreign or out of step
-  image,        // an image cannot be decoded or is outside the limits
+  image,        // an image cannot be decoded or is too small
+  too_large,    // an image has more pixels than are allowed
   shape,        // a tensor has a shape that the model does not accept
   missing,      // a backend or a device is not here
   device,       // the device failed
@@ -52,6 +53,7 @@ constexpr int exit_code(Code code) noexcept {
     case Code::argument:
     case Code::artifact:
     case Code::image:
+    case Code::too_large:
     case Code::shape:
       return 3;
     case Code::missing:
