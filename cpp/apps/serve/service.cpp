@@ -105,6 +105,10 @@ void Service::attach(httplib::Server& server) {
   server.new_task_queue = [count = options_.connections] {
     return new httplib::ThreadPool(static_cast<std::size_t>(count));
   };
+  server.set_socket_options([](int socket) {
+    const int yes = 1;  // and not SO_REUSEPORT: two servers on one port are a mistake
+    setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+  });
   server.set_tcp_nodelay(true);  // header and body go in two writes
   server.set_payload_max_length(options_.max_body);
   server.set_keep_alive_max_count(1'000'000);
