@@ -2,14 +2,15 @@
 #ifndef REST_DEPLOY_TESTS_CHECK_H
 #define REST_DEPLOY_TESTS_CHECK_H
 
+#include <atomic>
 #include <cstdio>
 #include <string>
 
 namespace check {
 
 struct Count {
-  long checks = 0;
-  long failures = 0;
+  std::atomic<long> checks{0};  // some checks run in threads
+  std::atomic<long> failures{0};
 };
 
 inline Count count;
@@ -17,15 +18,14 @@ inline Count count;
 inline bool that(bool holds, const std::string& what, const char* file, int line) {
   ++count.checks;
   if (!holds) {
-    ++count.failures;
-    if (count.failures <= 30) std::printf("%s:%d: %s\n", file, line, what.c_str());
+    if (++count.failures <= 30) std::printf("%s:%d: %s\n", file, line, what.c_str());
   }
   return holds;
 }
 
 // A run without a check is a failure: it tested nothing.
 inline int result() {
-  std::printf("%ld checks, %ld failures\n", count.checks, count.failures);
+  std::printf("%ld checks, %ld failures\n", count.checks.load(), count.failures.load());
   return count.failures == 0 && count.checks > 0 ? 0 : 1;
 }
 
