@@ -1,8 +1,9 @@
 # Two commands on a fresh machine with git, make and Python 3.11+: `make demo` and `make test`.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow lint triton-venv clean
+.PHONY: setup demo test test-slow test-cpp test-cpp-sanitizers lint triton-venv clean
 
 setup: .venv/installed
 
@@ -30,6 +31,25 @@ test-slow: setup
 # NVIDIA's Triton server (nvidia-pytriton) for the slow tests, in an environment of its own: NumPy 1.
 triton-venv: setup
 	$(BIN)/python scripts/triton_server.py install .triton-venv
+
+# The C++ runtime. OpenVINO comes from the wheel; VENV=DIR takes another environment than ours.
+CPP_SETUP = $(if $(filter .venv,$(VENV)),setup)
+CPP_PYTHON = $(abspath $(BIN))/python
+CPP_OPTIONS = -DREST_DEPLOY_TESTS=ON -DREST_DEPLOY_PYTHON="$(CPP_PYTHON)" \
+  -DOpenVINO_DIR="$$($(CPP_PYTHON) -c 'import importlib.util as i; \
+    print(i.find_spec("openvino").submodule_search_locations[0] + "/cmake")')"
+cpp_test = cd cpp && cmake --preset $(1) $(CPP_OPTIONS) && cmake --build --preset $(1) \
+  && ctest --preset $(1)
+
+test-cpp: $(CPP_SETUP)
+	scripts/cpp_packages.sh
+	$(call cpp_test,release)
+
+# The same tests with the address and undefined behaviour sanitizers, then with the thread one.
+test-cpp-sanitizers: $(CPP_SETUP)
+	scripts/cpp_packages.sh
+	$(call cpp_test,asan-ubsan)
+	$(call cpp_test,tsan)
 
 clean:
 	rm -rf .venv .triton-venv build dist

@@ -1,0 +1,170 @@
+#include "sidecar.h"
+
+#include <cmath>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+
+#include "sha256.h"
+
+namespace rest_deploy {
+namespace {
+
+using Json = nlohmann::json;
+
+bool ends_with(std::string_view text, std::string_view tail) {
+  return text.size() >= tail.size() && text.substr(text.size() - tail.size()) == tail;
+}
+
+bool exists(const std::string& path) { return std::ifstream(path).good(); }
+
+std::string text_or_empty(const Json& object, const char* name) {
+  return object.contains(name) ? object.at(name).get<std::string>() : std::string();
+}
+
+Preprocessing preprocessing_of(const Json& json) {
+  Preprocessing how;
+  how.resize = json.at("resize").get<int>();
+  how.crop = json.at("crop").get<int>();
+  const std::string kind = json.at("interpolation").get<std::string>();
+  how.interpolation = kind == "bilinear" ? Interpolation::bilinear : Interpolation::bicubic;
+  how.mean = json.at("mean").get<std::array<double, 3>>();
+  how.std = json.at("std").get<std::array<double, 3>>();
+  bool fits = (kind == "bilinear" || kind == "bicubic") && how.crop >= kSmallestSide &&
+              how.resize >= how.crop;
+  for (std::size_t c = 0; c < 3; ++c) {
+    fits = fits && std::isfinite(how.mean[c]) && std::isfinite(how.std[c]) && how.std[c] > 0;
+  }
+  if (!fits) throw std::invalid_argument("its preprocessing is outside the limits");
+  return how;
+}
+
+Metadata metadata_of(const Json& json) {
+  Metadata metadata;
+  if (json.at("schema").get<int>() != 1) throw std::invalid_argument("its schema is not 1");
+  const Json& card = json.at("card");
+  metadata.name = card.at("name").get<std::string>();
+  metadata.variant = json.at("variant").get<std::string>();
+  metadata.num_classes = json.at("num_classes").get<int>();
+  metadata.labels = json.at("labels").get<std::vector<std::string>>();
+  metadata.input_name = json.at("input_name").get<std::string>();
+  metadata.output_name = json.at("output_name").get<std::string>();
+  metadata.preprocessing = preprocessing_of(card.at("preprocessing"));
+  if (metadata.num_classes < 0 ||
+      metadata.labels.size() != static_cast<std::size_t>(metadata.num_classes)) {
+    throw std::invalid_argument("it has " + std::to_string(metadata.labels.size()) +
+                                " labels for " + std::to_string(metadata.num_classes) +
+                                " classes");
+  }
+  return metadata;
+}
+
+EngineFit fit_of(const Json& json) {
+  EngineFit fit;
+  fit.flavour = json.at("flavour").get<std::string>();
+  fit.version = json.at("version").get<std::string>();
+  fit.sms = json.at("sms").get<std::vector<std::string>>();
+  fit.driver = json.at("driver").get<std::string>();
+  fit.options = json.at("options").get<std::map<std::string, std::string>>();
+  return fit;
+}
+
+Sidecar sidecar_of(const Json& json) {
+  Sidecar sidecar;
+  if (json.at("schema").get<int>() != 1) throw std::invalid_argument("its schema is not 1");
+  sidecar.kind = json.at("kind").get<std::string>();
+  sidecar.sha256 = json.at("sha256").get<std::string>();
+  sidecar.data_sha256 = text_or_empty(json, "data_sha256");
+  sidecar.command = json.at("command").get<std::string>();
+  sidecar.metadata = metadata_of(json.at("metadata"));
+  sidecar.metadata.sha256 = sidecar.sha256;
+  if (json.contains("build") && !json.at("build").is_null()) {
+    const Json& build = json.at("build");
+    sidecar.backend = build.at("backend").get<std::string>();
+    sidecar.precision = build.at("precision").get<std::string>();
+    sidecar.rest = text_or_empty(build, "rest");
+    if (build.contains("fit") && !build.at("fit").is_null()) sidecar.fit = fit_of(build.at("fit"));
+  }
+  return sidecar;
+}
+
+Status check_hash(const std::string& path, const std::string& expected, const std::string& hint) {
+  const Result<std::string> actual = sha256_file(path);
+  if (!actual) return {Code::artifact, actual.status().message(), hint};
+  if (actual.value() == expected) return {};
+  return {Code::artifact,
+          path + " has sha256 " + actual.value().substr(0, 12) + ", its sidecar describes " +
+              expected.substr(0, 12) + ": it was damaged or replaced",
+          hint};
+}
+
+}  // namespace
+
+Result<std::string> read_text(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return Status(Code::artifact, "cannot read " + path);
+  std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  if (file.bad()) return Status(Code::artifact, "cannot read " + path);
+  return text;
+}
+
+Result<Sidecar> parse_sidecar(std::string_view text, const std::string& path) {
+  try {
+    return sidecar_of(Json::parse(text));
+  } catch (const std::bad_alloc&) {
+    throw;
+  } catch (const std::exception& error) {  // of the JSON library, or ours above
+    return Status(Code::artifact, "the sidecar " + path + " is damaged: " + error.what(),
+                  "export or build the model again");
+  }
+}
+
+bool seal_holds(std::string_view text) {
+  constexpr std::string_view before = "\n  \"seal\": \"", after = "\"\n}\n";
+  constexpr std::size_t digits = 64;
+  const std::size_t tail = digits + after.size();
+  if (text.size() < before.size() + tail || !ends_with(text, after)) return false;
+  const std::string_view head = text.substr(0, text.size() - tail);
+  if (!ends_with(head, before)) return false;
+  Sha256 hash;
+  hash.update(head.data(), head.size());
+  hash.update(after.data(), after.size());
+  return hash.hex() == text.substr(head.size(), digits);
+}
+
+Result<Sidecar> read_sidecar(const std::string& artifact) {
+  if (!exists(artifact)) {
+    return Status(Code::artifact, "no such model: " + artifact, "rest-deploy export");
+  }
+  const std::string path = artifact + ".json";
+  if (!exists(path)) {
+    return Status(Code::artifact, artifact + " has no sidecar " + path + ": nothing says what it is",
+                  "copy it from where the model was made, or make the model again: rest-deploy export");
+  }
+  const Result<std::string> text = read_text(path);
+  if (!text) return text.status();
+  Result<Sidecar> sidecar = parse_sidecar(text.value(), path);
+  if (!sidecar) return sidecar;
+  const Sidecar& found = sidecar.value();
+  const bool engine = ends_with(artifact, ".engine");
+  if ((found.kind == "engine" && found.fit.has_value()) != engine) {
+    return Status(Code::artifact, "the sidecar of " + artifact + " describes another kind of file",
+                  found.command);
+  }
+  if (engine && !seal_holds(text.value())) {
+    return Status(Code::artifact, "the sidecar " + path + " was changed after it was written",
+                  found.command);
+  }
+  if (Status status = check_hash(artifact, found.sha256, found.command); !status.ok()) {
+    return status;
+  }
+  if (!found.data_sha256.empty()) {
+    if (Status status = check_hash(artifact + ".data", found.data_sha256, found.command);
+        !status.ok()) {
+      return status;
+    }
+  }
+  return sidecar;
+}
+
+}  // namespace rest_deploy

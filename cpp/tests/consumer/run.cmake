@@ -1,0 +1,32 @@
+# Installs the package into a folder of its own, builds the consumer against it and runs it:
+# cmake -DBUILD=… -DSOURCE=… -DWORK=… -DMODEL=… -DIMAGE=… -DSANITIZE=… -P run.cmake
+function(run)
+  execute_process(COMMAND ${ARGV} COMMAND_ERROR_IS_FATAL ANY OUTPUT_VARIABLE output)
+  set(output "${output}" PARENT_SCOPE)
+endfunction()
+
+file(REMOVE_RECURSE ${WORK})
+run(${CMAKE_COMMAND} --install ${BUILD} --prefix ${WORK}/installed)
+set(flags "")
+if(SANITIZE)
+  set(flags "-DCMAKE_C_FLAGS=-fsanitize=${SANITIZE}" "-DCMAKE_CXX_FLAGS=-fsanitize=${SANITIZE}")
+endif()
+run(${CMAKE_COMMAND} -G Ninja -S ${SOURCE} -B ${WORK}/build -DCMAKE_BUILD_TYPE=Release
+    -DCMAKE_PREFIX_PATH=${WORK}/installed ${flags})
+run(${CMAKE_COMMAND} --build ${WORK}/build)
+run(${WORK}/build/consumer ${MODEL} ${IMAGE})
+if(NOT output MATCHES "^[01]\\.[0-9]+ coffee\n$")
+  message(FATAL_ERROR "the consumer printed ${output}")
+endif()
+run(${WORK}/build/consumer_c ${MODEL})
+if(NOT output STREQUAL "astronaut\n")
+  message(FATAL_ERROR "the consumer in C printed ${output}")
+endif()
+# Of what it needs only the runtime itself is named: headers of others would be a hidden dependency.
+file(GLOB headers ${WORK}/installed/include/rest_deploy/*.h)
+foreach(header ${headers})
+  file(STRINGS ${header} foreign REGEX "#include.*(openvino|nlohmann|jpeglib|png\\.h|NvInfer)")
+  if(foreign)
+    message(FATAL_ERROR "${header} needs ${foreign}")
+  endif()
+endforeach()

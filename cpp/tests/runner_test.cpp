@@ -1,0 +1,176 @@
+// runner_test FOLDER: logits against Python's session (FOLDER from model.py), guards, threads.
+#include "rest_deploy/runner.h"
+
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <thread>
+
+#include "check.h"
+#include "files.h"
+#include "rest_deploy/classify.h"
+#include "sha256.h"
+
+using namespace rest_deploy;
+
+namespace {
+
+struct Case {
+  ImageBatch batch;
+  std::vector<float> images;
+  std::vector<float> logits;
+};
+
+std::vector<Case> cases_of(const std::string& folder) {
+  std::vector<Case> cases;
+  for (const auto& fields : read_cases(folder + "/cases.txt")) {
+    Case found;
+    found.images = read_floats(folder + "/" + fields[3]);
+    found.logits = read_floats(folder + "/" + fields[4]);
+    found.batch = {nullptr, std::stoul(fields[0]), std::stoul(fields[1]), std::stoul(fields[2])};
+    cases.push_back(std::move(found));
+  }
+  for (Case& found : cases) found.batch.data = found.images.data();
+  return cases;
+}
+
+double distance(const std::vector<float>& got, const std::vector<float>& expected) {
+  if (got.size() != expected.size()) return std::numeric_limits<double>::infinity();
+  double most = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    most = std::max(most, std::fabs(double{got[i]} - double{expected[i]}));
+    if (std::isnan(got[i])) return std::numeric_limits<double>::infinity();
+  }
+  return most;
+}
+
+void answers(const Runner& runner, const std::vector<Case>& cases) {
+  for (const Case& found : cases) {
+    const Result<Logits> logits = runner.infer(found.batch);
+    if (!CHECK_THAT(logits.ok(), logits.status().text())) continue;
+    CHECK(logits.value().batch == found.batch.batch && logits.value().classes == 22);
+    const double far = distance(logits.value().values, found.logits);
+    CHECK_THAT(far < 1e-4, "logits differ by " + std::to_string(far));
+    // The control: the same comparison sees the difference between two images.
+    std::vector<float> moved = found.images;
+    for (float& value : moved) value = value * 0.9F + 0.1F;
+    ImageBatch other = found.batch;
+    other.data = moved.data();
+    CHECK(distance(runner.infer(other).value().values, found.logits) > 1e-3);
+  }
+}
+
+void broken_images(const Runner& runner) {
+  std::vector<float> images(4 * 3 * 64 * 64, 0.5F);
+  const std::size_t each = 3 * 64 * 64;
+  images[each + 7] = std::numeric_limits<float>::quiet_NaN();
+  images[2 * each + 9] = -std::numeric_limits<float>::infinity();
+  const Result<Logits> logits = runner.infer({images.data(), 4, 64, 64});
+  if (!CHECK(logits.ok())) return;
+  const std::size_t classes = logits.value().classes;
+  for (std::size_t i = 0; i < 4; ++i) {
+    for (std::size_t c = 0; c < classes; ++c) {
+      CHECK(std::isnan(logits.value().row(i)[c]) == (i == 1 || i == 2));
+    }
+  }
+  CHECK(best(logits.value().row(0), runner.metadata()).ok());
+  CHECK(best(logits.value().row(1), runner.metadata()).status().code() == Code::artifact);
+}
+
+void refused_shapes(const Runner& runner) {
+  const std::vector<float> images(3 * 64 * 64, 0.5F);
+  for (const ImageBatch& batch : {ImageBatch{images.data(), 0, 64, 64},
+                                  ImageBatch{images.data(), 1, 31, 64},
+                                  ImageBatch{images.data(), 1, 64, 0}, ImageBatch{nullptr, 1, 64, 64}}) {
+    CHECK(runner.infer(batch).status().code() == Code::shape);
+  }
+}
+
+void threads(const Runner& runner, const std::vector<Case>& cases) {
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> pool;
+  for (std::size_t t = 0; t < 6; ++t) {
+    pool.emplace_back([&, t] {
+      for (std::size_t turn = 0; turn < 4; ++turn) {
+        const Case& found = cases[(t + turn) % cases.size()];
+        const Result<Logits> logits = runner.infer(found.batch);
+        if (!logits || distance(logits.value().values, found.logits) > 1e-4) ++wrong;
+      }
+    });
+  }
+  for (std::thread& thread : pool) thread.join();
+  CHECK(wrong == 0);
+}
+
+void predictions(const Metadata& metadata) {
+  std::vector<float> logits(22, 0.0F);
+  logits[3] = 2.0F;
+  logits[5] = 1.0F;
+  logits[9] = 1.0F;
+  const auto found = best(logits.data(), metadata, 4);
+  if (!CHECK(found.ok() && found.value().size() == 4)) return;
+  const double total = std::exp(2.0) + 2 * std::exp(1.0) + 19;
+  CHECK(found.value()[0].index == 3 && found.value()[0].label == "cell");
+  CHECK(std::fabs(found.value()[0].probability - std::exp(2.0) / total) < 1e-12);
+  CHECK(found.value()[1].index == 5 && found.value()[2].index == 9 && found.value()[3].index == 0);
+  CHECK(best(logits.data(), metadata, 100).value().size() == 22);
+  CHECK(best(logits.data(), metadata, 0).status().code() == Code::argument);
+  Metadata headless = metadata;
+  headless.num_classes = 0;
+  CHECK(best(logits.data(), headless).status().code() == Code::artifact);
+}
+
+void refused_files(const std::string& model) {
+  const std::string text = read_all(model + ".json");
+  const auto code = [&](const std::string& name, const std::string& content,
+                        const std::string& sidecar) {
+    write_all(name, content);
+    write_all(name + ".json", replaced(sidecar, sha256(read_all(model)), sha256(content)));
+    return open_runner(name).status().code();
+  };
+  // Its hash is right and the content no model.
+  CHECK(code("broken.onnx", "no model", text) == Code::artifact);
+  CHECK(code("broken.onnx", read_all(model).substr(0, 100'000), text) == Code::artifact);
+  const std::string built = replaced(text, "\"build\": null",
+                                     "\"build\": {\"backend\": \"onnxruntime\", \"precision\": "
+                                     "\"int8\"}");
+  CHECK(code("foreign.onnx", read_all(model), built) == Code::artifact);
+  CHECK(open_runner("model.txt").status().code() == Code::artifact);
+  CHECK(open_runner("missing.onnx").status().code() == Code::artifact);
+  RunnerOptions options;
+  options.threads = 10'000;
+  CHECK(open_runner(model, options).status().code() == Code::argument);
+  options.threads = 0;
+  options.requests = 0;
+  CHECK(open_runner(model, options).status().code() == Code::argument);
+  options.requests = 1;
+  options.compiled_shapes = {{1, 4, 64, 64}};
+  CHECK(open_runner(model, options).status().code() == Code::shape);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 2) return 2;
+  const std::string folder = argv[1], model = folder + "/rest_nano.onnx";
+  const std::vector<Case> cases = cases_of(folder);
+  CHECK(cases.size() >= 4);
+
+  RunnerOptions options;
+  options.requests = 2;  // fewer than threads: they wait
+  const auto runner = open_runner(model, options);
+  if (!CHECK_THAT(runner.ok(), runner.status().text())) return check::result();
+  CHECK(runner.value()->name() == "openvino/cpu");
+  CHECK(runner.value()->metadata().labels.size() == 22);
+  answers(*runner.value(), cases);
+  broken_images(*runner.value());
+  refused_shapes(*runner.value());
+  threads(*runner.value(), cases);
+  predictions(runner.value()->metadata());
+
+  options.compiled_shapes = {{1, 3, 224, 224}};
+  const auto compiled = open_runner(model, options);
+  if (CHECK_THAT(compiled.ok(), compiled.status().text())) answers(*compiled.value(), cases);
+  refused_files(model);
+  return check::result();
+}
