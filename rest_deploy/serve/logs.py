@@ -89,6 +89,7 @@ def start(level: str) -> Dropping:
     root.setLevel(level.upper())
     for noisy in ("asyncio", "uvicorn.error", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.captureWarnings(True)  # Pillow's, of damaged images, are lines like any other
     atexit.register(handler.finish)
     return handler
 
