@@ -119,11 +119,9 @@ def test_too_many_at_once(service: tuple[str, int]) -> None:
 
 
 def test_links_of_the_page() -> None:
-    """To pages that are there, or that the other parts of the services bring."""
-    coming = {"../cpp/README.md", "serving.md", "bulk.md"}
     for name in ("embedding.md", "triton.md"):
         page = (PAGE.parent / name).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
-            if target.startswith("http") or target in coming:
+            if target.startswith("http"):
                 continue
             assert (PAGE.parent / target).exists(), f"{name}: {target}"

@@ -22,7 +22,7 @@ from rest_deploy.serve.edge import Edge
 from rest_deploy.serve.model import VERSION, Served
 from rest_deploy.serve.pending import Answer, Float32
 from rest_deploy.serve.protocol import Inference
-from rest_deploy.serve.refusals import ClientGone, Refused, refusal
+from rest_deploy.serve.refusals import CLIENT_GONE, ClientGone, Refused, refusal
 from rest_deploy.serve.service import Outcome, Service
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -100,7 +100,12 @@ def application(service: Service, load: Load) -> Edge:
     ]
     app = Starlette(
         routes=[Route(path, call, methods=[method]) for method, path, call in paths],
-        exception_handlers={Refused: _refused, HTTPException: _refused_by_starlette},
+        exception_handlers={
+            Refused: _refused,
+            HTTPException: _refused_by_starlette,
+            ClientGone: _gone,
+            Exception: _failed,
+        },
     )
     app.router.redirect_slashes = False
     return Edge(app, service)
@@ -357,6 +362,16 @@ async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     body = msgspec.json.encode(protocol.ErrorResponse(error.message))
     return Response(body, error.status, error.all_headers(), media_type="application/json")
+
+
+async def _gone(_request: Request, _error: Exception) -> Response:
+    """For the log and the figures; nobody is there to get it."""
+    return Response(status_code=CLIENT_GONE)
+
+
+async def _failed(request: Request, _error: Exception) -> Response:
+    """Starlette raises the error again afterwards, and `Edge` puts it into the log."""
+    return await _refused(request, Refused(500, "internal error", close=True))
 
 
 async def _refused_by_starlette(request: Request, error: Exception) -> Response:

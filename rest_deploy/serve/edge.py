@@ -8,11 +8,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from rest_deploy.serve.logs import event
-from rest_deploy.serve.protocol import ErrorResponse
-from rest_deploy.serve.refusals import CLIENT_GONE, ClientGone
 from rest_deploy.serve.service import Service
 
 if TYPE_CHECKING:
@@ -58,12 +54,8 @@ class Edge:
         trace: Exception | None = None
         try:
             await self.app(scope, receive, tell)
-        except ClientGone:
-            status = CLIENT_GONE
         except Exception as error:  # noqa: BLE001  # it ends this request, not the service
             trace = error
-            if not status:
-                await _internal_error(tell)
         finally:
             in_flight.dec()
             self._told(scope, request_id.decode(), status, time.monotonic() - begun, trace)
@@ -92,11 +84,3 @@ class Edge:
             log.error(
                 "internal error", exc_info=trace, extra={"fields": {"request_id": request_id}}
             )
-
-
-async def _internal_error(send: Send) -> None:
-    body = msgspec.json.encode(ErrorResponse("internal error"))
-    start = [(b"content-type", b"application/json"), (b"connection", b"close"),
-             (b"content-length", str(len(body)).encode())]  # fmt: skip
-    await send({"type": "http.response.start", "status": 500, "headers": start})
-    await send({"type": "http.response.body", "body": body})

@@ -4,6 +4,7 @@ not fit its queue are dropped and counted."""
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import logging.handlers
 import queue
@@ -16,6 +17,9 @@ import msgspec
 
 LINES = 10_000
 """That may wait to be written."""
+
+LAST_S = 2.0
+"""Seconds that the end of the process waits for the reader of its log."""
 
 
 def event(log: logging.Logger, name: str, level: int = logging.INFO, **fields: Any) -> None:
@@ -45,27 +49,31 @@ class Dropping(logging.handlers.QueueHandler):
     """Puts records into a queue of limited length, from which a thread writes them."""
 
     def __init__(self, writer: logging.Handler) -> None:
-        lines: queue.Queue[Any] = queue.Queue(LINES)
-        super().__init__(lines)
+        self._lines: queue.Queue[logging.LogRecord | None] = queue.Queue(LINES)
+        super().__init__(self._lines)
         self.dropped = 0
         self._lock = threading.Lock()
-        self._listener: logging.handlers.QueueListener | None = logging.handlers.QueueListener(
-            lines, writer
-        )
-        self._listener.start()
+        self._writer = writer
+        self._thread = threading.Thread(target=self._write, name="rest-deploy-log", daemon=True)
+        self._thread.start()
 
     def finish(self) -> None:
-        """Write what waits; nothing is written afterwards."""
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.stop()
+        """Write what waits, or give up where nobody reads; nothing is written afterwards."""
+        if self._thread.is_alive():
+            with contextlib.suppress(queue.Full):
+                self._lines.put(None, timeout=LAST_S)
+                self._thread.join(LAST_S)
+
+    def _write(self) -> None:
+        while (record := self._lines.get()) is not None:
+            self._writer.handle(record)
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         return record  # it is formatted in this process, by the thread that writes
 
     def enqueue(self, record: logging.LogRecord) -> None:
         try:
-            self.queue.put_nowait(record)
+            self._lines.put_nowait(record)
         except queue.Full:
             with self._lock:
                 self.dropped += 1
@@ -81,6 +89,7 @@ def start(level: str) -> Dropping:
     root.setLevel(level.upper())
     for noisy in ("asyncio", "uvicorn.error", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.captureWarnings(True)  # Pillow's, of damaged images, are lines like any other
     atexit.register(handler.finish)
     return handler
 

@@ -40,7 +40,7 @@ SWITCH_INTERVAL = 0.0005
 """Seconds a thread may keep Python's lock when others want it. The engine's thread needs it for a
 moment between two batches; with the usual 5 ms the engine would idle that long."""
 
-CONTENTION_FAILURE = 1
+NOT_DRAINED = 1
 """Exit code of a stop that did not wait for its requests."""
 
 
@@ -222,9 +222,9 @@ def _close(service: Service, *, drain: bool) -> int:
     if closing.is_alive():
         event(log, "the engine did not end in time", logging.ERROR)
         logs.finish()
-        os._exit(CONTENTION_FAILURE)
+        os._exit(NOT_DRAINED)
     event(log, "stopped", drained=drain)
-    return 0 if drain else CONTENTION_FAILURE
+    return 0 if drain else NOT_DRAINED
 
 
 def _told(load: Load, service: Service) -> Load:

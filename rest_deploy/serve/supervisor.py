@@ -135,7 +135,14 @@ class Supervisor:
         pause = FIRST_PAUSE
         while not self._stopping.is_set():
             begun = time.monotonic()
-            child = await self._start(index)
+            try:
+                child = await self._start(index)
+            except OSError as error:  # no memory or no process left; there may be later
+                pause = min(2 * pause, LONGEST_PAUSE)
+                event(log, "a worker cannot be started", logging.ERROR, worker=index,
+                      reason=str(error), pause_s=pause)  # fmt: skip
+                await self._pause(pause)
+                continue
             await self._follow(child)
             code = await child.process.wait()
             child.answered(None)
@@ -152,8 +159,12 @@ class Supervisor:
             event(log, "worker ended, it is started again", logging.ERROR, worker=index,
                   pid=child.process.pid, code=code, reason=reason, pause_s=pause,
                   lived_s=round(time.monotonic() - begun, 1))  # fmt: skip
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), pause)
+            await self._pause(pause)
+
+    async def _pause(self, seconds: float) -> None:
+        """Unless it is to stop."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def _start(self, index: int) -> Child:
         ours, theirs = socket.socketpair()

@@ -211,7 +211,7 @@ def test_waits_for_callers_seen_before() -> None:
     """Eight that come again one after the other are computed together, and the first of them waits
     max_delay at most when the others do not come."""
     engine = Fake()
-    with batching(engine, max_batch=8, max_delay=0.5) as batcher:
+    with batching(engine, max_batch=8, max_delay=30.0) as batcher:
         with busy(engine, batcher):
             futures = [batcher.submit(image(n)) for n in range(8)]
         for future in futures:
@@ -222,6 +222,7 @@ def test_waits_for_callers_seen_before() -> None:
             time.sleep(0.002)
         assert [value(future) for future in again] == list(range(8))
         assert [shape[0] for shape in engine.batches] == [1, 8, 8]
+        batcher.limits = BatchLimits(max_batch=8, max_delay=0.05)
         assert value(batcher.submit(image(5))) == 5
     assert [shape[0] for shape in engine.batches] == [1, 8, 8, 1]
 
@@ -268,16 +269,24 @@ def test_expired_requests_cost_nothing() -> None:
     assert [shape[0] for shape in engine.batches] == [1, 1]
 
 
-def test_expires_in_a_batch_that_is_put_together_already() -> None:
-    engine = Fake()
+def test_expires_in_a_batch_that_is_put_together_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        ahead = 0.0
+
+        def monotonic(self) -> float:
+            return time.monotonic() + self.ahead
+
+    clock, engine = Clock(), Fake()
+    monkeypatch.setattr("rest_deploy.serve.batcher.time", clock)
     with batching(engine, max_batch=2) as batcher:
         with busy(engine, batcher):
-            late = batcher.submit(image(1), time.monotonic() + 0.05)
+            late = batcher.submit(image(1), time.monotonic() + 1000)
             other = batcher.submit(image(2))  # full: it is taken, and waits for the engine
-            gone = time.monotonic() + WAIT
+            gone = time.monotonic() + WAIT / 2
             while batcher.depth and time.monotonic() < gone:
                 time.sleep(0.001)
-            time.sleep(0.1)
+            assert batcher.depth == 0
+            clock.ahead = 2000.0
         assert value(other) == 2
         assert isinstance(late.exception(WAIT), Expired)
     assert [shape[0] for shape in engine.batches] == [1, 1]
