@@ -249,3 +249,14 @@ def test_name_and_length_refuse() -> None:
     ] * 3
     assert not vague_name("model/shape_ops.py")
     assert [too_long("x\n" * lines) for lines in (400, 401)] == [False, True]
+
+
+def test_no_script_hides_a_library() -> None:
+    """A script's folder comes first on the path: torch found benchmarks/triton.py when it looked
+    for the compiler of that name, and could export nothing any more."""
+    root = PACKAGE.parent
+    scripts = [path for folder in ("benchmarks", "scripts", "examples") for path in
+               (root / folder).glob("*.py")]  # fmt: skip
+    assert len(scripts) > 10
+    libraries = {name.partition(".")[0] for name in AT_MODULE_LEVEL} | {"triton"}
+    assert not {path.stem for path in scripts} & libraries

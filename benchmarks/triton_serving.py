@@ -1,7 +1,7 @@
 """How much of an engine's speed is left behind Triton's Python backend.
 
     make triton-venv
-    python benchmarks/triton.py --engine build/rest_lite.int8.openvino.onnx --output F.json
+    python benchmarks/triton_serving.py --engine build/rest_lite.int8.openvino.onnx --output F.json
 
 Run it alone on the machine: server, engine and clients share its cores. In rounds, in turn:
 
@@ -220,9 +220,11 @@ def main(
             measure(ways, server, rounds)
     rows = [row(way, ways) for way in ways]
     record = {
-        "command": f"python benchmarks/triton.py --engine {engine.name} --max-batch {max_batch} "
-        f"--max-delay-ms {max_delay_ms:g} --clients {clients} --requests {requests} "
-        f"--rounds {rounds}" + (f" --threads {threads}" if threads else "") + " --output F.json",
+        "command": f"python benchmarks/triton_serving.py --engine {engine.name} "
+        f"--max-batch {max_batch} --max-delay-ms {max_delay_ms:g} --clients {clients} "
+        f"--requests {requests} --rounds {rounds}"
+        + (f" --threads {threads}" if threads else "")
+        + " --output F.json",
         "environment": here,
         "engine": engine.name,
         "engine_sha256": sha256_file(engine),
