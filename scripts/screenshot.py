@@ -1,8 +1,7 @@
 """A picture of a bench page, with whatever Chromium is installed (apt-get install chromium).
 
-python -m tests.report.sample > build/sample.json
-rest-deploy report build/sample.json -o build/sample.html
-python scripts/screenshot.py build/sample.html docs/images/bench.png --height 1720
+rest-deploy bench --sizes 224,448 --batches 1 --seconds 3
+python scripts/screenshot.py build/bench/bench-….html docs/images/bench.png --height 1720
 """
 
 from __future__ import annotations
