@@ -254,8 +254,9 @@ class Batcher(Generic[E]):
                 self._seconds_per_image = 0.9 * known + 0.1 * recent if known else recent
             self._changed.notify_all()
         if found is not None:
-            _answer(batch, found, engine, begun, seconds)
+            # Counted first: whoever has an answer finds it in the figures.
             self._tell(sum(map(len, batch)), seconds)
+            _answer(batch, found, engine, begun, seconds)
 
     def _tell(self, images: int, seconds: float) -> None:
         if self._observe is None:
