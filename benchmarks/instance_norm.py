@@ -22,9 +22,10 @@ from rest_deploy.artifact import to_json, write_text
 from rest_deploy.cards import load_card
 from rest_deploy.contracts import InstanceNormForm, Weights
 from rest_deploy.doctor import examine
+from rest_deploy.model.backbone import Backbone
 from rest_deploy.model.checkpoint import load_model, read_checkpoint
 from rest_deploy.model.reference import Reference
-from rest_deploy.model.rest import MapNorm, ResT
+from rest_deploy.model.rest import MapNorm
 from rest_deploy.verbs import silent
 from rest_deploy.verify.metrics import relative_error
 from rest_deploy.verify.parity import Case, synthetic_images
@@ -33,7 +34,7 @@ SIZES = ((64, 64), (97, 131), (224, 224), (448, 448))
 FORMS: tuple[InstanceNormForm, ...] = ("folded", "decomposed", "native")
 
 
-def stock_session(module: ResT, size: tuple[int, int], folder: Path) -> Any:
+def stock_session(module: Backbone, size: tuple[int, int], folder: Path) -> Any:
     """What a user gets from torch.onnx.export alone, at one fixed size."""
     import onnxruntime
 

@@ -11,56 +11,20 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-import msgspec
+from rest_deploy.architecture import Architecture as Architecture
+from rest_deploy.architecture import PositionEncoding as PositionEncoding
+from rest_deploy.signature import InputKind, Output
+from rest_deploy.stored import Struct as Struct
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-PositionEncoding = Literal["pa", "gl", "none"]
 InstanceNormForm = Literal["folded", "native", "decomposed"]
 WeightsKind = Literal["checkpoint", "fresh"]
 
 SMALLEST_SIDE = 32
 """Smallest input height and width in pixels: stage 4 then has one token."""
-
-
-class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of all stored values."""
-
-
-class Architecture(Struct, frozen=True):
-    """The dimensions of a ResT (v1). Every tuple has one entry per stage.
-
-    `head_mix` is EMSA's 1x1 convolution over the heads before the softmax,
-    `attention_norm` the InstanceNorm after it; both exist only where heads > 1.
-    """
-
-    family: Literal["rest"]
-    dims: tuple[int, int, int, int]
-    depths: tuple[int, int, int, int]
-    heads: tuple[int, int, int, int]
-    sr_ratios: tuple[int, int, int, int]
-    mlp_ratio: int = 4
-    qkv_bias: bool = True
-    position_encoding: PositionEncoding = "pa"
-    head_mix: bool = True
-    attention_norm: bool = True
-
-    def __post_init__(self) -> None:
-        if self.mlp_ratio < 1:
-            raise ValueError(f"mlp_ratio must be positive, got {self.mlp_ratio}")
-        for name in ("dims", "depths", "heads", "sr_ratios"):
-            values = getattr(self, name)
-            if min(values) < 1:
-                raise ValueError(f"{name} must be positive, got {list(values)}")
-        for dim, heads in zip(self.dims, self.heads, strict=True):
-            if dim % heads:
-                raise ValueError(f"dims must be multiples of heads, got {dim} for {heads} heads")
-        if self.dims[0] % 2:
-            raise ValueError(f"dims[0] must be even (the stem has half of it), got {self.dims[0]}")
-        if self.attention_norm and not self.head_mix:
-            raise ValueError("attention_norm needs head_mix: EMSA has both, the mix alone, or none")
 
 
 class Head(Struct, frozen=True):
@@ -348,7 +312,11 @@ class Weights(Struct, frozen=True):
 
 
 class ModelMetadata(Struct, frozen=True):
-    """What a model file says of itself; stored inside the ONNX and in its sidecar."""
+    """What a model file says of itself; stored inside the ONNX and in its sidecar.
+
+    `output_name`: the first of `outputs`, all that there is where `outputs` is empty, in files of
+    the first exports.
+    """
 
     schema: Literal[1]
     variant: str
@@ -361,6 +329,18 @@ class ModelMetadata(Struct, frozen=True):
     opset: int
     weights: Weights
     tools: dict[str, str]
+    outputs: tuple[Output, ...] = ()
+    input_kind: InputKind = "float"
+
+    @property
+    def gives(self) -> tuple[Output, ...]:
+        """The outputs, in the graph's order."""
+        if self.outputs:
+            return self.outputs
+        if self.num_classes:
+            return (Output(name=self.output_name, kind="logits", channels=self.num_classes),)
+        width = self.card.architecture.dims[3]
+        return (Output(name=self.output_name, kind="embedding", channels=width),)
 
 
 class TensorSpec(Struct, frozen=True):

@@ -20,7 +20,8 @@ from rest_deploy.artifact import sha256_file
 from rest_deploy.cards import available
 from rest_deploy.contracts import ModelCard, Weights
 from rest_deploy.errors import CheckpointError
-from rest_deploy.model.rest import ResT
+from rest_deploy.model.backbone import Backbone
+from rest_deploy.model.family import build
 
 STATE_KEYS = ("model_ema", "state_dict_ema", "ema", "model", "state_dict")
 """Where training scripts put the weights; averaged (EMA) weights come first."""
@@ -56,7 +57,7 @@ class Checkpoint:
 class LoadedModel:
     """A float32 module in eval mode and where its weights come from."""
 
-    module: ResT
+    module: Backbone
     num_classes: int
     weights: Weights
     labels: tuple[str, ...]
@@ -95,7 +96,7 @@ def load_model(
         classes = card.head.num_classes if num_classes is None else num_classes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            module = ResT(card.architecture, classes).eval()
+            module = build(card.architecture, classes).eval()
         weights = Weights(kind="fresh", state_sha256=state_sha256(module.state_dict()), seed=seed)
         return LoadedModel(module, classes, weights, ())
     classes = checkpoint.num_classes
@@ -106,7 +107,7 @@ def load_model(
         )
     _check_fit(card, checkpoint, classes)
     _check_values(checkpoint)
-    module = ResT(card.architecture, classes).eval()
+    module = build(card.architecture, classes).eval()
     module.load_state_dict({k: v.float() for k, v in checkpoint.state.items()}, strict=False)
     weights = Weights(
         kind="checkpoint",
@@ -133,7 +134,7 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 def expected_shapes(card: ModelCard, num_classes: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the variant's state dict, without the BatchNorm counters."""
     with torch.device("meta"):
-        module = ResT(card.architecture, num_classes)
+        module = build(card.architecture, num_classes)
     return {k: tuple(v.shape) for k, v in module.state_dict().items() if not _is_counter(k)}
 
 

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from rest_deploy.contracts import InstanceNormForm
 from rest_deploy.errors import InvariantError
+from rest_deploy.model.backbone import Backbone, Stage
 from rest_deploy.model.rest import (
     INSTANCE_NORM_EPS,
     EfficientAttention,
     MapNorm,
     PatchEmbedding,
-    ResT,
-    Stage,
     Stem,
 )
 from rest_deploy.model.shape_ops import key_share, reshape, to_grid, to_tokens
@@ -186,14 +185,14 @@ class DeployStage(Stage):
         return to_grid(self.tokens(x), x)
 
 
-def name_no_sizes(model: ResT) -> int:
+def name_no_sizes(model: Backbone) -> int:
     """Stages with shape operators that do not name a size: see `shape_ops`."""
     for name in STAGES:
         setattr(model, name, DeployStage(getattr(model, name)))
     return len(STAGES)
 
 
-def split_key_value(model: ResT) -> int:
+def split_key_value(model: Backbone) -> int:
     """kv -> k and v, which the recipes and the next rewrites take one by one. NVIDIA's builder was
     seen planning a fused kv with per-channel INT8 in FP16, not in every version and graph; two
     GEMMs of one input it merges by itself."""
@@ -205,7 +204,7 @@ def split_key_value(model: ResT) -> int:
     return fired
 
 
-def fold_batch_norm(model: ResT) -> int:
+def fold_batch_norm(model: Backbone) -> int:
     """conv, BatchNorm -> conv with bias: g = gamma / std, w' = w g, b' = (b - mean) g + beta."""
     fired = 0
     for module in model.modules():
@@ -221,7 +220,7 @@ def fold_batch_norm(model: ResT) -> int:
     return fired
 
 
-def fold_scale(model: ResT) -> int:
+def fold_scale(model: Backbone) -> int:
     """(q k^T) * scale -> (scale q) k^T, the scale in q's weight and bias."""
     for attention in _attentions(model):
         _scale_linear(attention.q, attention.scale)
@@ -229,18 +228,18 @@ def fold_scale(model: ResT) -> int:
     return len(_attentions(model))
 
 
-def drop_key_bias(model: ResT) -> int:
+def drop_key_bias(model: Backbone) -> int:
     """k's bias adds the same q_n . b to a whole row of scores, also after the mix: no effect."""
     return sum(_drop_bias(attention.k) is not None for attention in _attentions(model))
 
 
-def drop_mix_bias(model: ResT) -> int:
+def drop_mix_bias(model: Backbone) -> int:
     """transform_conv's bias is constant over the keys; the softmax ignores it."""
     mixes = [attention.transform_conv for attention in _attentions(model)]
     return sum(mix is not None and _drop_bias(mix) is not None for mix in mixes)
 
 
-def move_value_bias(model: ResT) -> int:
+def move_value_bias(model: Backbone) -> int:
     """v's bias leaves the attention: a row of the map times a constant is row sum * constant.
 
     After the InstanceNorm a row sums to 0, so the bias vanishes; a plain softmax row sums to 1,
@@ -256,7 +255,7 @@ def move_value_bias(model: ResT) -> int:
     return fired
 
 
-def merge_one_head(model: ResT) -> int:
+def merge_one_head(model: Backbone) -> int:
     """One head: q and proj need no GEMM over all tokens. See `OneHeadAttention`."""
     fired = 0
     for block in _blocks(model):
@@ -267,17 +266,17 @@ def merge_one_head(model: ResT) -> int:
     return fired
 
 
-def fold_instance_norm(model: ResT) -> int:
+def fold_instance_norm(model: Backbone) -> int:
     """The default form: see `FoldedNorm`."""
     return _replace_norm(model, lambda _heads: FoldedNorm())
 
 
-def native_instance_norm(model: ResT) -> int:
+def native_instance_norm(model: Backbone) -> int:
     """The ONNX operator, for comparison and for runtimes that fuse it."""
     return _replace_norm(model, NativeNorm)
 
 
-Rewrite = Callable[[ResT], int]
+Rewrite = Callable[[Backbone], int]
 """Changes the module in place; returns how often it fired."""
 
 REWRITES: tuple[Rewrite, ...] = (
@@ -298,7 +297,9 @@ NORM_REWRITES: dict[InstanceNormForm, tuple[Rewrite, ...]] = {
 }
 
 
-def to_deploy(model: ResT, form: InstanceNormForm = "folded") -> tuple[ResT, dict[str, int]]:
+def to_deploy(
+    model: Backbone, form: InstanceNormForm = "folded"
+) -> tuple[Backbone, dict[str, int]]:
     """A rewritten copy in the dtype of `model`, and how often each rewrite fired.
 
     Raises `InvariantError` when a rewrite fired on fewer places than the architecture has.
@@ -313,15 +314,15 @@ def to_deploy(model: ResT, form: InstanceNormForm = "folded") -> tuple[ResT, dic
     return deployed.requires_grad_(False).to(dtype), fired
 
 
-def _blocks(model: ResT) -> list[nn.Module]:
+def _blocks(model: Backbone) -> list[nn.Module]:
     return [block for stage in STAGES for block in getattr(model, stage)]
 
 
-def _attentions(model: ResT) -> list[DeployAttention]:
+def _attentions(model: Backbone) -> list[DeployAttention]:
     return [module for module in model.modules() if isinstance(module, DeployAttention)]
 
 
-def _replace_norm(model: ResT, build: Callable[[int], nn.Module]) -> int:
+def _replace_norm(model: Backbone, build: Callable[[int], nn.Module]) -> int:
     fired = 0
     for attention in _attentions(model):
         if isinstance(attention.norm, DecomposedNorm):

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rest_deploy.model.rest import ResT
+from rest_deploy.model.backbone import Backbone
 
 Float32 = npt.NDArray[np.float32]
 
@@ -19,7 +19,7 @@ class Eager:
     threads: of an operator, 0: as PyTorch has them; they hold for the whole process.
     """
 
-    def __init__(self, module: ResT, threads: int = 0) -> None:
+    def __init__(self, module: Backbone, threads: int = 0) -> None:
         self._module = copy.deepcopy(module).eval().float()
         if threads:
             torch.set_num_threads(threads)

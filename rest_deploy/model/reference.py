@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from rest_deploy.model.rest import ResT
+from rest_deploy.model.backbone import Backbone
 
 Precision = Literal["float64", "float32"]
 
@@ -18,7 +18,7 @@ Precision = Literal["float64", "float32"]
 class Reference:
     """A frozen copy of `module`; call it with arrays."""
 
-    def __init__(self, module: ResT, precision: Precision = "float64") -> None:
+    def __init__(self, module: Backbone, precision: Precision = "float64") -> None:
         self.precision = precision
         self._dtype = {"float64": torch.float64, "float32": torch.float32}[precision]
         self._module = copy.deepcopy(module).eval().to(self._dtype)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rest_deploy.contracts import SMALLEST_SIDE, Architecture, PositionEncoding
-from rest_deploy.errors import ShapeError
+from rest_deploy.contracts import Architecture, PositionEncoding
+from rest_deploy.model.backbone import Backbone, Features, Stage
 
 INSTANCE_NORM_EPS = 1e-5
 """PyTorch's default, which the official InstanceNorm2d uses."""
@@ -167,25 +167,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class Stage(nn.ModuleList):
-    """The blocks of one stage over the tokens of a feature map.
-
-    Height and width are those of the map itself. The official code recomputes them by floor
-    division, which disagrees with its convolutions (they round up) unless ceil(H/4) and
-    ceil(W/4) are multiples of 8.
-    """
-
-    def tokens(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, H*W, C)
-        tokens = x.flatten(2).transpose(1, 2)
-        for block in self:
-            tokens = block(tokens, x)
-        return tokens
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
-        return self.tokens(x).transpose(1, 2).reshape(x.shape)
-
-
-class ResT(nn.Module):
+class ResT(Backbone):
     """The classifier. Weights are initialized as published (truncated normal, std 0.02).
 
     `num_classes` 0: no head, `forward` returns the pooled embedding (B, C4).
@@ -210,26 +192,12 @@ class ResT(nn.Module):
         self.head = nn.Linear(dims[3], num_classes) if num_classes else nn.Identity()
         self.apply(_initialize)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """image: (B, 3, H, W), normalized -> logits (B, num_classes).
-
-        Raises `ShapeError` below 32x32.
-        """
-        check_image_shape(image)
-        x = self.stage1(self.stem(image))
-        x = self.stage2(self.patch_embed_2(x))
-        x = self.stage3(self.patch_embed_3(x))
-        tokens = self.norm(self.stage4.tokens(self.patch_embed_4(x)))  # (B, N4, C4)
-        return self.head(tokens.mean(dim=1))
-
-
-def check_image_shape(image: Tensor) -> None:
-    """Raise `ShapeError` unless `image` is (B, 3, H, W) with H and W of at least 32."""
-    if image.dim() != 4 or image.shape[1] != 3 or min(image.shape[2:]) < SMALLEST_SIDE:
-        raise ShapeError(
-            f"got an image tensor of shape {tuple(image.shape)}, expected (batch, 3, height, "
-            f"width) with height and width of at least {SMALLEST_SIDE}"
-        )
+    def features(self, image: Tensor) -> Features:
+        c2 = self.stage1(self.stem(image))
+        c3 = self.stage2(self.patch_embed_2(c2))
+        c4 = self.stage3(self.patch_embed_3(c3))
+        grid = self.patch_embed_4(c4)
+        return Features(c2, c3, c4, self.stage4.tokens(grid), grid)
 
 
 def _initialize(module: nn.Module) -> None:

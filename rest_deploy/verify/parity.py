@@ -17,7 +17,7 @@ from rest_deploy.verify import metrics
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from rest_deploy.model.rest import ResT
+    from rest_deploy.model.backbone import Backbone
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -107,7 +107,7 @@ def compare(
     return tuple(results)
 
 
-def load_reference(metadata: ModelMetadata, checkpoint: Path | None = None) -> ResT:
+def load_reference(metadata: ModelMetadata, checkpoint: Path | None = None) -> Backbone:
     """The module with exactly the weights that were exported, proven by their hash.
 
     checkpoint: where the weights are now, when they have moved since the export.

@@ -15,24 +15,10 @@ import rest_deploy
 PACKAGE = Path(rest_deploy.__file__).parent
 
 STAGES = (
-    *("errors", "contracts", "artifact", "cards", "preprocess", "photos", "model", "graph"),
-    *(
-        "quant",
-        "cuda_driver",
-        "engine",
-        "runtime",
-        "verify",
-        "bench",
-        "serve",
-        "embed",
-        "doctor",
-        "verbs",
-        "report",
-        "console",
-        "options",
-        "commands",
-        "cli",
-    ),
+    *("errors", "stored", "architecture", "signature", "contracts", "artifact", "cards"),
+    *("preprocess", "photos", "model", "graph", "quant", "cuda_driver", "engine", "runtime"),
+    *("verify", "bench", "serve", "embed", "doctor", "verbs", "report", "console", "options"),
+    *("commands", "cli"),
 )
 """A module imports its own stage and those before it. A new module gets its place here."""
 

@@ -12,6 +12,7 @@ from rest_deploy.cards import load_card
 from rest_deploy.contracts import InstanceNormForm
 from rest_deploy.errors import InvariantError
 from rest_deploy.model import deploy
+from rest_deploy.model.backbone import Stage
 from rest_deploy.model.cost import macs
 from rest_deploy.model.deploy import (
     REWRITES,
@@ -21,7 +22,7 @@ from rest_deploy.model.deploy import (
     OneHeadAttention,
     to_deploy,
 )
-from rest_deploy.model.rest import EfficientAttention, ResT, Stage
+from rest_deploy.model.rest import EfficientAttention, ResT
 from tests.model.weights import golden_image, relative, set_golden
 
 FORMS: tuple[InstanceNormForm, ...] = ("folded", "native", "decomposed")
