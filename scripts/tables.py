@@ -12,8 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rest_deploy.cards import available
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+RECEIPTS = ROOT / "calibration" / "receipts"
 
 
 def instance_norm() -> str:
@@ -136,14 +139,25 @@ def tensorrt_builds() -> str:
 
 
 def speed() -> str:
+    return _speed("lite")
+
+
+def speed_base() -> str:
+    return _speed("base")
+
+
+def _speed(variant: str) -> str:
     """Median ms and ratio to ours on OpenVINO, of the engines of both groups at every shape."""
-    record = json.loads((RESULTS / "speed_lite.json").read_text())
+    record = json.loads((RESULTS / f"speed_{variant}.json").read_text())
     lines = []
     for group, found in record["groups"].items():
         ratios = {(one["other"], one["shape"]): one for one in found["ratios"]}
         shapes = list(dict.fromkeys(_shape(point) for engine in found["engines"]
                                     for point in engine["points"]))  # fmt: skip
-        lines += [_row([f"rest_lite {group}", "error", *shapes]), _row(["---"] * (2 + len(shapes)))]
+        lines += [
+            _row([f"rest_{variant} {group}", "error", *shapes]),
+            _row(["---"] * (2 + len(shapes))),
+        ]
         for engine in found["engines"]:
             points = {_shape(point): point for point in engine["points"]}
             error = found["relative_error"][engine["label"]]
@@ -160,6 +174,24 @@ def speed() -> str:
 
 def _shape(point: dict[str, Any]) -> str:
     return f"{point['batch']}x3x{point['height']}x{point['width']}"
+
+
+def receipts() -> str:
+    """Error, agreement, labelled top-1 and speed of every shipped recipe's receipt."""
+    shapes = ("1x3x224x224", "8x3x224x224")
+    header = ["variant", "recipe", "backend", "error", "agreement", "top-1 float, INT8"]
+    lines = [_row([*header, *(f"speed {shape}" for shape in shapes)])]
+    lines.append(_row(["---"] * (len(header) + len(shapes))))
+    found = [json.loads(path.read_text()) for path in sorted(RECEIPTS.glob("*.json"))]
+    for receipt in sorted(found, key=lambda one: list(available()).index(one["variant"])):
+        for row in receipt["measured"]:
+            speeds = {one["shape"]: one for one in row["speed"]}
+            lines.append(_row([
+                receipt["variant"], row["recipe"], row["backend"], f"{row['relative_error']:.1e}",
+                f"{row['agreement']:.1%}", f"{row['top1_reference']:.1%}, {row['top1_engine']:.1%}",
+                *("{ratio:.2f} ({low:.2f} to {high:.2f})".format(**speeds[s]) for s in shapes),
+            ]))  # fmt: skip
+    return "\n".join(lines)
 
 
 def harness() -> str:
@@ -200,7 +232,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "instance_norm_plan": instance_norm_plan,
     "quantization": quantization,
     "quantization_latency": quantization_latency,
+    "receipts": receipts,
     "speed": speed,
+    "speed_base": speed_base,
     "tensorrt_builds": tensorrt_builds,
     "triton": triton,
 }

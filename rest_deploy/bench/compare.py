@@ -129,6 +129,7 @@ def machine_differences(before: Environment, after: Environment) -> tuple[str, .
         ("cores", str(before.cores), str(after.cores)),
         ("memory", _gib(before.memory_bytes), _gib(after.memory_bytes)),
         ("GPUs", ", ".join(before.gpus) or "none", ", ".join(after.gpus) or "none"),
+        ("environment", _settings(before), _settings(after)),
     )
     found = [f"{name} {old} and {new}" for name, old, new in sides if old != new]
     one_only = sorted(set(before.features) ^ set(after.features))
@@ -238,6 +239,11 @@ def _changes(before: Record, after: Record) -> tuple[str, ...]:
         if was != now:
             found.append(f"{name} {was} -> {now}")
     return tuple(found)
+
+
+def _settings(found: Environment) -> str:
+    words = (f"{name}={value}" for name, value in sorted(found.variables.items()))
+    return " ".join(words) or "without thread settings"
 
 
 def _gib(size: int) -> str:

@@ -26,6 +26,10 @@ PACKAGES = (
     *("onnxruntime-ep-nv-tensorrt-rtx-cu13", "cuda-python", "cuda-bindings", "pycuda"),
 )
 
+VARIABLES = ("OMP_", "GOMP_", "KMP_", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ORT_", "OV_CPU_")
+"""Beginnings of names. OMP_WAIT_POLICY=PASSIVE alone makes torch.compile's code five times slower:
+hundreds of short parallel loops, each waiting to be woken."""
+
 MEMORY_STEP = 1 << 28
 """Bytes to which the memory is rounded: a kernel update must not make it another machine."""
 
@@ -49,6 +53,9 @@ def examine(root: Path = ROOT, gpus: Callable[[], tuple[str, ...]] | None = None
         packages=versions(),
         governor=_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip(),
         load=round(load, 2),
+        variables={
+            name: os.environ[name] for name in sorted(os.environ) if name.startswith(VARIABLES)
+        },
     )
 
 

@@ -24,7 +24,8 @@ class Environment(Struct, frozen=True):
     be equal, the rest is told.
 
     gpus: "NVIDIA H100, driver 580.1". packages: of those that matter, their versions. governor:
-    of the CPU's clock; load: of the last minute, before the run.
+    of the CPU's clock; load: of the last minute, before the run. variables: of the process's
+    environment, those that tell the runtimes' threads what to do.
     """
 
     cpu: str
@@ -37,10 +38,13 @@ class Environment(Struct, frozen=True):
     packages: dict[str, str]
     governor: str = ""
     load: float = 0.0
+    variables: dict[str, str] = msgspec.field(default_factory=dict)
 
     def likeness(self) -> tuple[str, ...]:
         """What must be equal for two records to be compared."""
-        return (self.cpu, str(self.cores), *self.features, str(self.memory_bytes), *self.gpus)
+        settings = (f"{name}={value}" for name, value in sorted(self.variables.items()))
+        hardware = (self.cpu, str(self.cores), *self.features, str(self.memory_bytes), *self.gpus)
+        return (*hardware, *settings)
 
 
 class Spread(Struct, frozen=True):

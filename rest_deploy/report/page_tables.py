@@ -237,6 +237,7 @@ def environment(machine: Environment, record: Record) -> Markup:
         ("system", machine.system),
         ("Python", machine.python),
         ("packages", ", ".join(f"{name} {version}" for name, version in machine.packages.items())),
+        ("thread settings", " ".join(f"{k}={v}" for k, v in machine.variables.items()) or "none"),
         ("clock", machine.governor or "unknown"),
         ("load before the run", f"{machine.load:.2f}"),
         ("model", f"{record.model}, sha256 {record.model_sha256}"),

@@ -62,6 +62,7 @@ def build(report: BuildReport) -> str:
         _layers(made, report.skipped),
         "",
         _gate(made.gate, made.gated if made.fit else ""),
+        *_receipt(report),
     ]
     lines += [f"warning: {warning}" for warning in report.warnings]
     return "\n".join(lines)
@@ -134,6 +135,21 @@ def _gate(result: GateResult | None, gated: str) -> str:
             f"{result.top1_reference:.1%} ({low:.1%} to {high:.1%}), {result.labelled} images"
         )
     return "\n".join(lines)
+
+
+def _receipt(report: BuildReport) -> list[str]:
+    """What the recipe measured where it was shipped, to hold the gate's figures against."""
+    found = report.receipt
+    if found is None:
+        return []
+    speeds = " and ".join(f"{row.ratio:.2f} at {row.shape}" for row in found.speed)
+    words = (
+        f"receipt of {found.recipe}: error {found.relative_error:.1e}, agreement "
+        f"{found.agreement:.1%} on a trained {report.metadata.card.name}"
+    )
+    if speeds:
+        words += f"; {found.backend} times the float engine's speed {speeds}"
+    return textwrap.wrap(words, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def lint(report: LintReport) -> str:

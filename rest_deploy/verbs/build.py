@@ -22,6 +22,7 @@ from rest_deploy.engine.backends import Choice, choose
 from rest_deploy.engine.planner import Serving
 from rest_deploy.engine.tensorrt import MODULES as FLAVOURS
 from rest_deploy.errors import InputError, require
+from rest_deploy.quant.receipt import Measured
 from rest_deploy.quant.recipe import load_recipe
 from rest_deploy.runtime.session import Session
 from rest_deploy.verbs import engine, openvino, provider
@@ -30,6 +31,7 @@ from rest_deploy.verbs.gate import gate_data
 from rest_deploy.verbs.judge import ITSELF, Judge, on_gpu
 from rest_deploy.verbs.make import Kinds, Made, Request, adapt, make, obtained, rest_for
 from rest_deploy.verbs.progress import Counter, Progress, silent, step, uncounted
+from rest_deploy.verbs.receipt import misfit, receipt_for
 from rest_deploy.verbs.verify import open_export
 from rest_deploy.verify import gate
 
@@ -41,7 +43,8 @@ GRAPH_ONLY = "onnx"
 
 class BuildReport(Struct, frozen=True):
     """What `quantize` or `build-engine` did. `skipped`: role -> reason -> how many; `cached`: the
-    engine was there already, built from the same things."""
+    engine was there already, built from the same things; `receipt`: what the recipe measured on the
+    model it was shipped with."""
 
     path: str
     metadata: ModelMetadata
@@ -55,6 +58,7 @@ class BuildReport(Struct, frozen=True):
     seconds: float
     warnings: tuple[str, ...]
     cached: bool = False
+    receipt: Measured | None = None
 
 
 def build_engine(
@@ -333,6 +337,7 @@ def _report(
     *,
     cached: bool = False,
 ) -> BuildReport:
+    measured = receipt_for(source.metadata, built)
     return BuildReport(
         path=str(target),
         metadata=source.metadata,
@@ -344,8 +349,9 @@ def _report(
         size_bytes=sidecar.size_bytes,
         source_bytes=source.path.stat().st_size,
         seconds=time.monotonic() - started,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *misfit(measured, built)),
         cached=cached,
+        receipt=measured,
     )
 
 

@@ -24,6 +24,7 @@ from rest_deploy.verbs.export import export
 from rest_deploy.verbs.ledger import Ledger, key_of
 from rest_deploy.verbs.make import Request
 from rest_deploy.verbs.progress import Counter, Progress, silent, uncounted
+from rest_deploy.verify import gate
 
 LEDGER = "deploy.json"
 
@@ -229,7 +230,7 @@ def _summary(file: Path) -> str:
     if sidecar.build is None or sidecar.build.gate is None:
         return "no accuracy gate"
     checks = {check.name: check.value for check in sidecar.build.gate.checks}
-    error, agreement = checks["relative logit error"], checks.get("top-1 agreement")
+    error, agreement = checks[gate.LOGIT_ERROR], checks.get(gate.AGREEMENT)
     agrees = "" if agreement is None else f", agreement {agreement:.1%}"
     return f"relative error {error:.1e}{agrees}, of {sidecar.build.gated}"
 

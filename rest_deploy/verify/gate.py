@@ -29,6 +29,10 @@ Infer = Callable[[Float32], npt.NDArray[np.floating]]
 
 BATCH = 16
 
+LOGIT_ERROR = "relative logit error"
+AGREEMENT = "top-1 agreement"
+"""Names of checks that others look up."""
+
 LEAST_RANGE_USE = 0.25
 """Largest value met / largest value the scale holds. A quarter wastes two of eight bits; ranges
 from 100 and more calibration images are met to 0.6 and more by 100 others."""
@@ -67,7 +71,7 @@ def judge(
         agreement = metrics.agreement(reference, actual)
         passed = agreement >= bounds.agreement
         checks += [
-            GateCheck(name="top-1 agreement", value=agreement, bound=bounds.agreement,
+            GateCheck(name=AGREEMENT, value=agreement, bound=bounds.agreement,
                       passed=passed),
             _at_most("KL divergence", metrics.kl_divergence(reference, actual), bounds.kl),
         ]  # fmt: skip
@@ -185,7 +189,7 @@ def error_check(
 ) -> GateCheck:
     """Of logits (N, classes); NaN is outside every bound."""
     limit = bounds.relative_error_fresh if fresh else bounds.relative_error
-    return _at_most("relative logit error", metrics.relative_error(reference, actual), limit)
+    return _at_most(LOGIT_ERROR, metrics.relative_error(reference, actual), limit)
 
 
 def logits(infer: Infer, images: Float32) -> npt.NDArray[np.floating]:

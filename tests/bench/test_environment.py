@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from rest_deploy.bench import environment
+from rest_deploy.bench.compare import machine_differences
 from rest_deploy.bench.environment import cores, examine, versions
 
 INTEL = """processor : 0
@@ -126,3 +127,16 @@ def test_the_driver_names_itself(tmp_path: Path) -> None:
 
 def test_this_machine_is_like_itself() -> None:
     assert examine().likeness() == examine().likeness()
+
+
+def test_thread_settings_make_it_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(environment.VARIABLES)]:
+        monkeypatch.delenv(name)
+    plain = examine()
+    assert plain.variables == {}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("SOMETHING_ELSE", "1")
+    passive = examine()
+    assert passive.variables == {"OMP_WAIT_POLICY": "PASSIVE"}
+    (told,) = machine_differences(plain, passive)
+    assert told == "environment without thread settings and OMP_WAIT_POLICY=PASSIVE"
