@@ -105,8 +105,11 @@ def test_wheel_has_the_cards_and_labels(names: set[str]) -> None:
 def test_wheel_has_nothing_else(names: set[str]) -> None:
     assert {name.split("/")[0].split("-")[0] for name in names} == {"rest_deploy"}
     assert {Path(name).suffix for name in names if name.startswith("rest_deploy/")} <= {
-        *(".py", ".toml", ".txt", ".typed", ".css", ".js")
+        *(".py", ".toml", ".txt", ".typed", ".css", ".js", ".json")
     }
+    receipts = "rest_deploy/data/calibration/receipts/"
+    assert all(name.startswith(receipts) for name in names if name.endswith(".json"))
+    assert f"{receipts}lite.json" in names
 
 
 def test_wheel_is_typed_as_it_says(wheel: Path, names: set[str]) -> None:
