@@ -175,14 +175,15 @@ class OneHeadAttention(nn.Module):
 class DeployStage(Stage):
     """A stage whose shape changes are dynamic in the exported graph."""
 
-    def tokens(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, H*W, C)
+    def tokens(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:  # see Stage
         tokens = to_tokens(x)
+        tokens = norm(tokens) if norm is not None else tokens
         for block in self:
             tokens = block(tokens, x)
         return tokens
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
-        return to_grid(self.tokens(x), x)
+    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        return to_grid(self.tokens(x, norm), x)
 
 
 def name_no_sizes(model: Backbone) -> int:
