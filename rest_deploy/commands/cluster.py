@@ -71,7 +71,9 @@ def ray_serve(engine: Path, dry_run: bool, ray_address: str | None, **options: A
 @replica_options(least=1, most=3, threads=2, gpus=click.IntRange(0, 64))
 @batching_options
 @drain_option
-@click.option("--memory", default="1Gi", show_default=True, help="Of a replica: its request and its limit.")
+@click.option(
+    "--memory", default="1Gi", show_default=True, help="Of a replica: its request and its limit."
+)
 @click.option("--ray-version", default="", help="Of the image, with --flavour rayservice.")
 @backend_option
 @provider_option
