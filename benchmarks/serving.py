@@ -1,6 +1,11 @@
 """The service against the engine it serves: throughput, latency alone, and far too many requests.
 
     python benchmarks/serving.py ENGINE --output benchmarks/results/serving_nano.json
+    python benchmarks/serving.py ENGINE --program build/cpp/release/apps/serve --output F
+
+--program measures the C++ service instead of `rest-deploy serve`. The raw engine is Python's
+session for both: the program links the same OpenVINO and compiles for the same two batches
+(--fixed), so both are held against one figure; what Python adds to a call is the raw engine's.
 
 The raw engine runs in this process, the service and its clients each in another, in turns: raw
 engine at the batch, service with many clients, raw engine on one image, service with one client,
@@ -12,6 +17,7 @@ times what the service managed.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -34,6 +40,8 @@ from rest_deploy.runtime.session import Session
 
 PATH = click.Path(path_type=Path)
 LOAD = Path(__file__).with_name("serving_load.py")
+MOST_CONNECTIONS = 512
+"""Of cpp/apps/serve."""
 
 
 @click.command()
@@ -47,19 +55,27 @@ LOAD = Path(__file__).with_name("serving_load.py")
 @click.option("--times", type=float, default=10.0, show_default=True, help="The capacity.")
 @click.option("--overload-clients", type=int, default=400, show_default=True)
 @click.option("--queue", type=int, default=64, show_default=True)
-@click.option("--serve", "more", default="", help="More options of rest-deploy serve.")
+@click.option("--serve", "more", default="", help="More options of the service.")
+@click.option("--program", type=PATH, help="cpp/apps/serve, built. [default: rest-deploy serve]")
 def main(
     engine: Path, output: Path, batch: int, clients: int, rounds: int, seconds: float,
     overload_seconds: float, times: float, overload_clients: int, queue: int, more: str,
+    program: Path | None,
 ) -> None:  # fmt: skip
     """Measure ENGINE and write the JSON."""
     here = environment.examine()
-    session = Session.open(engine)
+    # The program runs every .onnx on OpenVINO: the raw engine is the same one.
+    on_openvino = program is not None and engine.suffix == ".onnx"
+    session = Session.open(engine, backend="openvino" if on_openvino else None)
     name, side = session.metadata.card.name, session.metadata.card.preprocessing.crop
     session.warm_up([(count, 3, side, side) for count in dict.fromkeys((1, batch))])
     options = ["--max-batch", str(batch), "--queue", str(queue), *more.split()]
+    if program is not None:
+        # Each connection holds a thread there: clients beyond them would not be heard at all.
+        most = max(clients, overload_clients if overload_seconds else 0) + 8
+        options += ["--fixed", "--connections", str(min(most, MOST_CONNECTIONS))]
     turns: list[dict[str, Any]] = []
-    with serving(engine, options) as (port, server):
+    with serving(engine, options, program) as (port, server):
 
         def load(count: int, duration: float, rate: float = 0.0) -> dict[str, Any]:
             return generated(port, name, side, count, duration, rate)
@@ -101,7 +117,11 @@ def main(
     write_text(output, to_json({
         "command": f"python benchmarks/serving.py ENGINE --batch {batch} --clients {clients} "
         f"--rounds {rounds} --seconds {seconds:g} --overload-seconds {overload_seconds:g} "
-        f"--times {times:g} --queue {queue} --serve '{more}' --output F",
+        f"--times {times:g} --overload-clients {overload_clients} --queue {queue} --serve '{more}'"
+        f"{f' --program {program}' if program else ''} --output F",
+        "service": {"name": "cpp/apps/serve" if program else "rest-deploy serve",
+                    "options": options, "program_sha256": sha256_file(program) if program else ""},
+        "raw_engine": "rest_deploy.Session, in the process of the benchmark",
         "engine": {"file": engine.name, "sha256": sha256_file(engine),
                    "backend": session.runner.backend},
         "environment": msgspec.to_builtins(here),
@@ -158,27 +178,37 @@ def generated(
 
 
 @contextmanager
-def serving(engine: Path, options: list[str]) -> Iterator[tuple[int, psutil.Process]]:
+def serving(
+    engine: Path, options: list[str], program: Path | None
+) -> Iterator[tuple[int, psutil.Process]]:
     """Port and process of a service that is ready."""
+    words = [str(program)] if program else [sys.executable, "-m", "rest_deploy.cli", "serve"]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        command = [sys.executable, "-m", "rest_deploy.cli", "serve", str(engine), "--port", "0",
-                   *options]  # fmt: skip
         with log.open("wb") as stream:
-            process = subprocess.Popen(command, stderr=stream)
+            process = subprocess.Popen([*words, str(engine), "--port", "0", *options],
+                                       stdout=stream, stderr=stream)  # fmt: skip
         try:
-            port = 0
-            while not any(line.get("event") == "ready" for line in _lines(log)):
+            while (port := _port(log, cpp=program is not None)) is None:
                 if process.poll() is not None:
                     raise RuntimeError(f"the service ended: {log.read_text()}")
                 time.sleep(0.05)
-            port = next(line["port"] for line in _lines(log) if line["event"] == "listening")
             yield port, psutil.Process(process.pid)
         finally:
             process.terminate()
             code = process.wait(60)
         if code != 0:
             raise RuntimeError(f"the service ended with {code}: {log.read_text()[-2000:]}")
+
+
+def _port(log: Path, *, cpp: bool) -> int | None:
+    """Of a service that says it is ready; None before."""
+    lines = log.read_text(encoding="utf-8").split("\n")[:-1]  # the last one may be half
+    if cpp:
+        found = re.search(r"^serving .* on http://[^:]+:(\d+)$", "\n".join(lines), re.MULTILINE)
+        return int(found[1]) if found else None
+    events = {line.get("event"): line for line in map(json.loads, lines)}
+    return int(events["listening"]["port"]) if "ready" in events else None
 
 
 @contextmanager
@@ -211,11 +241,6 @@ def metric(port: int, name: str) -> dict[str, float]:
             bound = line.split('le="')[1].split('"')[0]
             found[bound] = float(line.rsplit(" ", 1)[1])
     return found
-
-
-def _lines(log: Path) -> list[dict[str, Any]]:
-    text = log.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n")[:-1]]  # the last one may be half
 
 
 def _tell(line: str) -> None:

@@ -2,8 +2,8 @@
 
 Each client sends the same inference request over one connection, byte for byte, and reads the
 answer. Closed loop: the next request follows the answer. Open loop (--rate): requests are due at
-fixed times whatever the answers do; one that is due while the client still waits is skipped and
-counted as not sent.
+fixed times whatever the answers do, and whichever client is free sends the next one. One that no
+client was free for when it was due is sent as soon as one is, and counted as late.
 """
 
 from __future__ import annotations
@@ -19,14 +19,35 @@ from typing import Any
 import click
 import numpy as np
 
+LATE = 0.1
+"""Seconds."""
+
+
+class Schedule:
+    """When requests are due, shared by all clients: one that waits for an answer holds up none.
+    every: seconds between requests, 0 for a closed loop, where each is due at once."""
+
+    def __init__(self, begin: float, every: float) -> None:
+        self._due, self._every = begin, every
+        self.open_loop = every > 0
+        self._lock = threading.Lock()
+
+    def next(self) -> float:
+        """The time of a request that is now the caller's to send."""
+        with self._lock:
+            due = self._due
+            self._due += self._every
+        return due
+
 
 @dataclass
 class Seen:
-    """What one client saw. seconds: of each answer, by its code."""
+    """What one client saw. seconds: of each answer, by its code. late: requests sent more than
+    `LATE` after they were due."""
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
     broken: int = 0
-    unsent: int = 0
+    late: int = 0
     first: float = 0.0
     last: float = 0.0
 
@@ -71,18 +92,16 @@ def answer(connection: socket.socket) -> tuple[int, bool]:
     return int(lines[0].split()[1]), fields.get(b"connection") != b"close"
 
 
-def client(port: int, payload: bytes, begin: float, end: float, every: float, seen: Seen) -> None:
-    """every: seconds between requests, 0 for a closed loop."""
+def client(port: int, payload: bytes, schedule: Schedule, end: float, seen: Seen) -> None:
     connection = connect(port)
-    due = begin
-    while (now := time.monotonic()) < end:
+    while True:
+        due, now = schedule.next(), time.monotonic()
+        if max(due, now) >= end:
+            break
         if now < due:
-            time.sleep(min(due, end) - now)
-            continue
-        if every:
-            missed = int((now - due) / every)
-            seen.unsent += missed
-            due += (missed + 1) * every
+            time.sleep(due - now)
+        elif schedule.open_loop and now > due + LATE:
+            seen.late += 1
         try:
             sent = time.monotonic()
             connection.sendall(payload)
@@ -101,8 +120,9 @@ def client(port: int, payload: bytes, begin: float, end: float, every: float, se
     connection.close()
 
 
-def summary(found: list[Seen], seconds: float) -> dict[str, Any]:
-    """Counts by code, and latencies of answers with 200 in milliseconds."""
+def summary(found: list[Seen], seconds: float, *, open_loop: bool) -> dict[str, Any]:
+    """Counts by code, and latencies of answers with 200 in milliseconds. Answers a second: until
+    the last one came; offered: of an open loop, while requests were due."""
     by_code: dict[int, list[float]] = {}
     for seen in found:
         for code, values in seen.seconds.items():
@@ -117,10 +137,12 @@ def summary(found: list[Seen], seconds: float) -> dict[str, Any]:
     return {
         "codes": {str(code): len(values) for code, values in sorted(by_code.items())},
         "per_second": round(len(good) / span, 3),
-        "offered_per_second": round(sum(map(len, by_code.values())) / span, 3),
+        "offered_per_second": round(
+            sum(map(len, by_code.values())) / (seconds if open_loop else span), 3
+        ),
         "latency_ms": quantiles,
         "broken": sum(seen.broken for seen in found),
-        "unsent": sum(seen.unsent for seen in found),
+        "late": sum(seen.late for seen in found),
         "seconds": seconds,
     }
 
@@ -136,21 +158,23 @@ def main(port: int, model: str, side: int, clients: int, seconds: float, rate: f
     """Send requests, print what came back as JSON."""
     found = [Seen() for _ in range(clients)]
     payloads = [request(side, model, seed) for seed in range(min(clients, 8))]
-    every = clients / rate if rate else 0.0
     begin, own = time.monotonic() + 0.2, time.process_time()
+    schedule = Schedule(begin, 1 / rate if rate else 0.0)
     threads = [
         threading.Thread(
             target=client,
-            args=(port, payloads[index % len(payloads)], begin + every * index / clients,
-                  begin + seconds, every, seen),
+            args=(port, payloads[index % len(payloads)], schedule, begin + seconds, seen),
         )
         for index, seen in enumerate(found)
-    ]  # fmt: skip
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    json.dump({**summary(found, seconds), "processor_s": time.process_time() - own}, sys.stdout)
+    json.dump(
+        {**summary(found, seconds, open_loop=rate > 0), "processor_s": time.process_time() - own},
+        sys.stdout,
+    )
 
 
 if __name__ == "__main__":

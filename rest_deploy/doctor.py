@@ -11,23 +11,38 @@ import importlib.metadata
 import os
 import platform
 import re
+import shutil
 import textwrap
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from rest_deploy import cuda_driver
 from rest_deploy.contracts import Struct
 from rest_deploy.engine.providers import GPU_PACKAGE, PROVIDERS, Provider
 from rest_deploy.errors import MissingDependencyError
+from rest_deploy.packages import (
+    CPP_HEADERS,
+    CPP_MEND,
+    CPP_PROGRAMS,
+    EXPORT_NEEDS,
+    OPENVINO,
+    ORT,
+    PACKAGES,
+    SERVE_NEEDS,
+    TRITON_NEEDS,
+    Package,
+)
 
-Area = Literal["python", "cpu", "memory", "package", "gpu", "job"]
+Area = Literal["python", "cpu", "memory", "package", "program", "gpu", "job"]
 State = Literal["usable", "limited", "missing"]
 
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
+INCLUDE = (Path("/usr/local/include"), Path("/usr/include"))
+CPP = "C++ build"
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 # Any of these multiplies and adds four 8-bit pairs at once; the last two are Arm's.
 INT8_DOT_PRODUCT = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
@@ -39,9 +54,6 @@ OLDEST_GPU = (7, 5)
 # Majors that TensorRT-RTX's support matrix leaves out.
 NOT_RTX = {9: "Hopper", 10: "data-centre Blackwell", 11: "Thor"}
 
-EXPORT = "'rest-deploy[export]'"
-ORT = "'rest-deploy[onnxruntime]'"
-OPENVINO = "'rest-deploy[openvino]'"
 GPU_ORT = GPU_PACKAGE
 PROVIDER_ROWS = {"cuda": "cuda provider", "tensorrt": "trt provider",
                  "nv-tensorrt-rtx": "rtx provider"}  # fmt: skip
@@ -65,45 +77,6 @@ class Report(Struct, frozen=True):
     jobs: tuple[Row, ...]
 
 
-class Package(NamedTuple):
-    """A package to look for: pip's names for it, ours first; what to `pip install`; our bound.
-    `other_module`: where it is when another of its distributions is installed."""
-
-    names: tuple[str, ...]
-    module: str
-    purpose: str
-    install: str
-    minimum: str = ""
-    other_module: str = ""
-
-
-TRT = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
-RTX = ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13-bindings")
-PACKAGES = (
-    Package(("torch",), "torch", "the reference model, export", EXPORT, "2.9"),
-    Package(("onnx",), "onnx", "ONNX files", EXPORT, "1.17"),
-    Package(("onnxscript",), "onnxscript", "export", EXPORT, "0.5.6"),
-    Package(("onnx-ir",), "onnx_ir", "graph passes", EXPORT, "0.1.12"),
-    Package(("safetensors",), "safetensors", "checkpoints", EXPORT, "0.4"),
-    Package(("onnxruntime", "onnxruntime-gpu"), "onnxruntime", "runs models", ORT, "1.20"),
-    Package(("scikit-image",), "skimage", "the demo's photos", "'rest-deploy[demo]'", "0.24"),
-    Package(("openvino",), "openvino", "engines for CPUs", OPENVINO, "2025.2"),
-    Package(TRT, "tensorrt", "engines for the GPU at hand", "'rest-deploy[tensorrt]'", "10.12"),
-    Package(
-        RTX,
-        "tensorrt_rtx",
-        "portable engines for RTX GPUs",
-        "'rest-deploy[tensorrt-rtx]'",
-        "1.7",
-        other_module="tensorrt_rtx_bindings",
-    ),
-    Package(("cuda-python", "cuda-bindings"), "cuda.bindings", "GPU buffers", "cuda-python"),
-    Package(("pycuda",), "pycuda", "GPU buffers, the older way", "pycuda"),
-    Package(("nvidia-modelopt",), "modelopt", "quantization", "nvidia-modelopt"),
-)
-EXPORT_NEEDS = ("torch", "onnx", "onnxscript", "onnx-ir", "safetensors", "onnxruntime")
-
-
 def examine() -> Report:
     """Probe this machine. Takes about as long as importing ONNX Runtime; raises nothing."""
     rows = _probe("python", "python", _python)
@@ -113,6 +86,7 @@ def examine() -> Report:
         rows += _probe("package", package.names[0], partial(_package, package))
     if any(row.name == "onnxruntime" and row.state != "missing" for row in rows):
         rows += _probe("package", "providers", _providers, f"pip install --force-reinstall {ORT}")
+    rows += _probe("program", CPP, _cpp, CPP_MEND)
     rows += _probe("gpu", "nvidia driver", _gpus)
     return Report(schema=1, rows=tuple(rows), jobs=tuple(_jobs(rows)))
 
@@ -245,6 +219,16 @@ def _provider(name: str, provider: Provider, names: list[str]) -> Row:
     return _either("package", name, good, "missing", bad, provider.install, fits=fits)
 
 
+def _cpp() -> Iterable[Row]:
+    """Looked for where a compiler looks without being told; CMake may be told of other places."""
+    programs = {name: shutil.which(name) for name in CPP_PROGRAMS}
+    lacking = [name for name, path in programs.items() if path is None]
+    lacking += [name for name in CPP_HEADERS if not any((i / name).is_file() for i in INCLUDE)]
+    good = f"{', '.join(CPP_PROGRAMS)} and the headers that cpp/ needs"
+    bad = f"not here: {', '.join(lacking)} (for the C++ runtime alone)"
+    yield _either("program", CPP, good, "missing", bad, CPP_MEND, fits=not lacking)
+
+
 def _gpus() -> Iterable[Row]:
     driver = cuda_driver.Driver()
     major, minor = driver.cuda_version()
@@ -302,6 +286,27 @@ def _jobs(rows: list[Row]) -> Iterable[Row]:
     lacking = "needs tensorrt and the GPU it builds for, or tensorrt-rtx, which needs no GPU"
     mend = f"pip install 'rest-deploy[{'tensorrt' if gpu else 'tensorrt-rtx'}]'"
     yield job("build TensorRT", ways, lacking, mend)
+
+    runtime = "" if ready & {"onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"} else "a runtime"
+    for name, needs, extra in (
+        ("serve", SERVE_NEEDS, "serve"),
+        ("embed", ("pyarrow",), "embed"),
+        ("Ray", ("ray", "pyarrow", *SERVE_NEEDS), "ray"),
+    ):
+        absent = [need for need in needs if need not in ready] + [runtime] * bool(runtime)
+        mend = f"pip install 'rest-deploy[{extra}{',onnxruntime' if runtime else ''}]'"
+        words = f"needs {', '.join(absent)}"
+        yield _either("job", name, "with an engine", "missing", words, mend, fits=not absent)
+
+    absent = [need for need in TRITON_NEEDS if need not in ready]
+    good, mend = "checked by NVIDIA's schema", "pip install 'rest-deploy[triton]'"
+    bad = f"written, but not checked by NVIDIA's schema without {', '.join(absent)}"
+    yield _either("job", "Triton", good, "limited", bad, mend, fits=not absent)
+
+    absent = [need for need in (CPP, "openvino") if need not in ready]
+    mend = CPP_MEND if CPP in absent else f"pip install {OPENVINO}"
+    words = f"needs {' and '.join(absent)}"
+    yield _either("job", "build cpp/", "with OpenVINO", "missing", words, mend, fits=not absent)
 
 
 def _fields(path: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -175,6 +176,61 @@ def provider_options(function: Any) -> Any:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def service_options(*, any_port: bool) -> Callable[[Any], Any]:
+    """Of what answers HTTP by itself. any_port: whether 0 finds a free one."""
+    words = "0: a free one; the log names it." if any_port else None
+    options: list[Any] = [
+        click.option("--host", default="127.0.0.1", show_default=True,
+                     help="0.0.0.0: every interface."),
+        click.option("--port", type=click.IntRange(0 if any_port else 1, 65535), default=8000,
+                     show_default=True, help=words),
+        click.option("--name", default="", help="Of the model in URLs. [default: the card's]"),
+        batching_options,
+        click.option("--deadline-ms", type=click.FloatRange(1, 3_600_000), default=10_000.0,
+                     show_default=True, help="From the body's end to the answer; then 504."),
+    ]  # fmt: skip
+    return _all(options)
+
+
+def batching_options(function: Any) -> Any:
+    """How requests share calls of the engine."""
+    return _all([
+        click.option("--max-batch", type=click.IntRange(1, 1024), default=8, show_default=True,
+                     help="Images of one engine call."),
+        click.option("--max-delay-ms", type=click.FloatRange(0, 1000), default=2.0,
+                     show_default=True, help="That a batch waits for callers seen lately."),
+    ])(function)  # fmt: skip
+
+
+def replica_options(*, least: int, most: int, threads: int, gpus: Any) -> Callable[[Any], Any]:
+    """Of a deployment whose replicas come and go. least: that --min-replicas may be; most and
+    threads: the defaults; gpus: the type of a number of them."""
+    return _all([
+        click.option("--min-replicas", type=click.IntRange(least, 10_000), default=1,
+                     show_default=True, help="0: none while nobody asks." if least == 0 else None),
+        click.option("--max-replicas", type=click.IntRange(1, 10_000), default=most,
+                     show_default=True),
+        click.option("--threads", type=click.IntRange(1, 1024), default=threads, show_default=True,
+                     help="Cores of a replica."),
+        click.option("--gpus", type=gpus, default=0, help="Of a replica."),
+    ])  # fmt: skip
+
+
+drain_option = click.option(
+    "--drain-s", type=click.FloatRange(1, 3600), default=30.0, show_default=True,
+    help="That a stop waits for requests it took.",
+)  # fmt: skip
+
+
+def _all(options: list[Any]) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 def request(options: dict[str, Any]) -> Request:

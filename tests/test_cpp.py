@@ -13,10 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +25,11 @@ from rest_deploy.photos import PHOTOS, available
 from rest_deploy.preprocess import load_image, to_tensor
 from rest_deploy.runtime.session import Session
 from rest_deploy.runtime.specialize import NEVER
-
-CLONE = Path(__file__).parents[1]
-HEADERS = [Path("/usr/include") / name for name in ("png.h", "jpeglib.h", "httplib.h")]
-MISSING = [
-    *(tool for tool in ("cmake", "ninja", "g++", "pkg-config") if shutil.which(tool) is None),
-    *(str(header) for header in HEADERS if not header.is_file()),
-]
+from tests.cpp_programs import CLONE, HERE, Served, built, run, start, stop
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        bool(MISSING), reason=f"not here: {', '.join(MISSING)}; scripts/cpp_packages.sh"
-    ),
+    HERE,
     pytest.mark.skipif(not available(), reason="scikit-image is not installed"),
 ]
 
@@ -49,21 +38,7 @@ Float32 = npt.NDArray[np.float32]
 
 @pytest.fixture(scope="module")
 def programs() -> Path:
-    """The folder with classify and serve, built as `make test-cpp` does."""
-    openvino = importlib.util.find_spec("openvino")
-    if openvino is None or not openvino.submodule_search_locations:
-        pytest.skip("OpenVINO is not installed")
-    where = f"-DOpenVINO_DIR={openvino.submodule_search_locations[0]}/cmake"
-    for command in (
-        ["cmake", "--preset", "release", where, "-DREST_DEPLOY_APPS=ON"],
-        ["cmake", "--build", "--preset", "release", "--target", "classify", "serve"],
-    ):
-        done = subprocess.run(
-            command, cwd=CLONE / "cpp", capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "warning:" not in done.stdout + done.stderr
-    return CLONE / "build" / "cpp" / "release" / "apps"
+    return built()
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +49,6 @@ def photos() -> list[Path]:
     folder = Path(spec.origin).parent / "data"
     found = [folder / photo.file for photo in PHOTOS]
     return [path for path in found if path.suffix in (".png", ".jpg")]
-
-
-def run(*command: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, check=False, timeout=120
-    )
 
 
 class TestClassify:
@@ -151,42 +120,6 @@ class TestClassify:
         done = run(programs / "classify", copy, photos[0])
         assert done.returncode == 3
         assert "damaged or replaced" in done.stderr
-
-
-@dataclass(frozen=True)
-class Served:
-    process: subprocess.Popen[str]
-    url: str
-
-    def post(self, path: str, body: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
-        names = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = urllib.request.Request(self.url + path, data=body, headers=names)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.status, json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            return error.code, {**json.loads(error.read()), "headers": dict(error.headers)}
-
-    def get(self, path: str) -> str:
-        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
-            return str(answer.read().decode())
-
-
-def start(programs: Path, model: Path, *options: object) -> Served:
-    command = [programs / "serve", model, "--port", 0, *options]
-    process = subprocess.Popen(
-        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert "http://127.0.0.1:" in line, line
-    return Served(process, line.split()[-1])
-
-
-def stop(served: Served) -> None:
-    served.process.terminate()
-    _, errors = served.process.communicate(timeout=60)
-    assert served.process.returncode == 0, errors
 
 
 @pytest.fixture(scope="module")

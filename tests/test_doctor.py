@@ -21,11 +21,15 @@ import pytest
 
 from rest_deploy import cuda_driver, doctor
 from rest_deploy.artifact import to_json
-from rest_deploy.doctor import PACKAGES, Report, Row, examine, render
+from rest_deploy.doctor import Report, Row, examine, render
 from rest_deploy.engine.providers import PLUGIN_MODULE
+from rest_deploy.packages import CPP_HEADERS, CPP_MEND, CPP_PROGRAMS, PACKAGES, SERVE_NEEDS
 
 ROOT = Path(doctor.__file__).parents[1]
-JOBS = ["export", "run on CPU", "run on CUDA", "build TensorRT"]
+JOBS = [
+    *("export", "run on CPU", "run on CUDA", "build TensorRT"),
+    *("serve", "embed", "Ray", "Triton", "build cpp/"),
+]
 XEON = "fpu avx avx2 avx512f avx512_vnni avx512_bf16 amx_tile amx_int8 amx_bf16"
 EXPORT = {
     "torch": "2.13.0+cpu",
@@ -88,6 +92,7 @@ class Machine:
         self.memory(16.0)
         self.packages({})
         self.cuda(None)
+        self.programs()
 
     def cpu(self, flags: str, key: str = "flags", model: str = "Test CPU") -> None:
         path = self.folder / "cpuinfo"
@@ -122,6 +127,16 @@ class Machine:
         fake = SimpleNamespace(get_available_providers=lambda: list(names))
         self.patch.setitem(sys.modules, "onnxruntime", fake)
 
+    def programs(self, *names: str, headers: Iterable[str] = ()) -> None:
+        """What is on the path, and below /usr/include."""
+        include = self.folder / "include"
+        for header in headers:
+            (include / header).parent.mkdir(parents=True, exist_ok=True)
+            (include / header).touch()
+        self.patch.setattr(doctor, "INCLUDE", (include,))
+        here = {name: f"/usr/bin/{name}" for name in names}
+        self.patch.setattr("shutil.which", here.get)
+
     def cuda(self, library: FakeCuda | None) -> None:
         def load() -> Any:
             if library is None:
@@ -148,7 +163,9 @@ def states(report: Report) -> dict[str, str]:
 class TestThisMachine:
     def test_every_area_and_job_is_there(self) -> None:
         report = examine()
-        assert {row.area for row in report.rows} == {"python", "cpu", "memory", "package", "gpu"}
+        assert {row.area for row in report.rows} == {
+            *("python", "cpu", "memory", "package", "program", "gpu")
+        }
         assert [job.name for job in report.jobs] == JOBS
         assert {package.names[0] for package in PACKAGES} <= {row.name for row in report.rows}
 
@@ -315,9 +332,10 @@ class TestPackages:
             if match := re.fullmatch(r"'rest-deploy\[(.+)\]'", package.install):
                 # Of TensorRT-RTX the extra has the wheels; its metapackage has to be built.
                 name = package.names[-1 if package.other_module else 0]
-                assert f"{name}>={package.minimum}" in extras[match[1]]
+                bare = [re.sub(r"\[.*\]", "", requirement) for requirement in extras[match[1]]]
+                assert f"{name}>={package.minimum}" in bare
                 checked += 1
-        assert checked == 10
+        assert checked == 19
         for mend in (doctor.GPU_ORT, *(job.mend for job in examine().jobs)):
             for names in re.findall(r"rest-deploy\[(.+?)\]", mend):
                 assert set(names.split(",")) <= set(extras)
@@ -438,7 +456,8 @@ class TestJobs:
     @pytest.mark.usefixtures("machine")
     def test_bare_machine(self) -> None:
         report = examine()
-        assert set(states(report).values()) == {"missing"}
+        assert set(states(report).values()) - {"limited"} == {"missing"}
+        assert states(report)["Triton"] == "limited", "a repository is written without a package"
         assert row(report, "export").detail == f"needs {', '.join(EXPORT)}"
 
     @pytest.mark.parametrize("lacking", EXPORT)
@@ -516,6 +535,58 @@ class TestJobs:
         assert states(report)["build TensorRT"] == "usable"
         assert ("elsewhere" in row(report, "build TensorRT").detail) == (runs == "missing")
         assert states(report)["run on CUDA"] == runs
+
+    @pytest.mark.parametrize("lacking", [*SERVE_NEEDS, "onnxruntime"])
+    def test_serve_needs_each_of_its_packages(self, machine: Machine, lacking: str) -> None:
+        whole = dict.fromkeys((*SERVE_NEEDS, "onnxruntime"), "99.0")
+        machine.packages(whole)
+        assert states(examine())["serve"] == "usable"
+        machine.packages({name: version for name, version in whole.items() if name != lacking})
+        found = row(examine(), "serve")
+        assert found.state == "missing"
+        assert found.detail == f"needs {'a runtime' if lacking == 'onnxruntime' else lacking}"
+        extras = "serve,onnxruntime" if lacking == "onnxruntime" else "serve"
+        assert found.mend == f"pip install 'rest-deploy[{extras}]'"
+
+    @pytest.mark.parametrize(("package", "job"), [("pyarrow", "embed"), ("ray", "Ray")])
+    def test_bulk(self, machine: Machine, package: str, job: str) -> None:
+        whole = dict.fromkeys((*SERVE_NEEDS, "openvino", "pyarrow", "ray"), "9999.0")
+        machine.packages(whole)
+        assert states(examine())[job] == "usable"
+        del whole[package]
+        machine.packages(whole)
+        found = row(examine(), job)
+        assert (found.state, found.detail) == ("missing", f"needs {package}")
+        assert row(examine(), package).mend == found.mend
+
+    def test_triton_writes_without_packages_and_checks_with_them(self, machine: Machine) -> None:
+        assert states(examine())["Triton"] == "limited"
+        machine.packages({"tritonclient": "2.69.0", "protobuf": "6.0"})
+        assert states(examine())["Triton"] == "usable"
+
+    @pytest.mark.parametrize("lacking", [*CPP_PROGRAMS, *CPP_HEADERS])
+    def test_cpp_needs_programs_headers_and_openvino(self, machine: Machine, lacking: str) -> None:
+        machine.programs(
+            *(name for name in CPP_PROGRAMS if name != lacking),
+            headers=(name for name in CPP_HEADERS if name != lacking),
+        )
+        machine.packages({"openvino": "2026.4"})
+        report = examine()
+        assert row(report, "C++ build").detail == f"not here: {lacking} (for the C++ runtime alone)"
+        assert row(report, "C++ build").mend == CPP_MEND
+        assert states(report)["build cpp/"] == "missing"
+        machine.programs(*CPP_PROGRAMS, headers=CPP_HEADERS)
+        assert states(examine())["build cpp/"] == "usable"
+        machine.packages({})
+        assert row(examine(), "build cpp/").mend == "pip install 'rest-deploy[openvino]'"
+
+    def test_the_script_installs_what_is_looked_for(self) -> None:
+        script = (ROOT / CPP_MEND).read_text(encoding="utf-8")
+        listed = re.search(r"packages=\((.+?)\n\)", script, re.DOTALL)
+        assert listed is not None
+        names = re.sub(r"#.*", "", listed[1])
+        for name in (*CPP_PROGRAMS, "jpeg", "png", "nlohmann-json", "httplib"):
+            assert name in names
 
 
 class TestRender:

@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <exception>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <openvino/frontend/manager.hpp>
 #include <openvino/openvino.hpp>
 
@@ -68,19 +70,30 @@ std::vector<Shape> shapes_of(const RunnerOptions& options, const Metadata& metad
   return shapes;
 }
 
-// A compiled model and the requests that run it. A request is used by one call at a time.
+// How many equal parts of a batch to run side by side: the most that share batch and threads evenly,
+// as engine/openvino.py has it. No core waits for the others after every layer.
+std::size_t streams_for(std::size_t batch, std::size_t threads) { return std::gcd(batch, threads); }
+
+using Requests = std::vector<ov::InferRequest>;
+
+// A compiled model and the requests that run it: one a stream, used by one call at a time.
 class Compiled {
  public:
-  Compiled(ov::CompiledModel model, int most) : model_(std::move(model)), left_(most) {}
+  Compiled(ov::CompiledModel model, int most, std::size_t streams = 1)
+      : model_(std::move(model)), streams_(streams), left_(most) {}
 
-  ov::InferRequest take() {
+  // All of a call together: calls that held some of theirs and waited for the rest would wait for
+  // each other.
+  Requests take() {
     std::unique_lock<std::mutex> lock(mutex_);
     free_.wait(lock, [this] { return left_ > 0; });
     --left_;
     if (idle_.empty()) {
       lock.unlock();
       try {
-        return model_.create_infer_request();
+        Requests made;
+        while (made.size() < streams_) made.push_back(model_.create_infer_request());
+        return made;
       } catch (...) {
         lock.lock();
         ++left_;
@@ -88,15 +101,15 @@ class Compiled {
         throw;
       }
     }
-    ov::InferRequest request = std::move(idle_.back());
+    Requests requests = std::move(idle_.back());
     idle_.pop_back();
-    return request;
+    return requests;
   }
 
-  void give(ov::InferRequest request) {
+  void give(Requests requests) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      idle_.push_back(std::move(request));
+      idle_.push_back(std::move(requests));
       ++left_;
     }
     free_.notify_one();
@@ -106,25 +119,46 @@ class Compiled {
 
  private:
   ov::CompiledModel model_;
+  const std::size_t streams_;
   std::mutex mutex_;
   std::condition_variable free_;
-  std::vector<ov::InferRequest> idle_;
+  std::vector<Requests> idle_;
   int left_;
 };
 
-// A request for the length of a scope.
+// The requests of a call, for the length of a scope.
 class Lease {
  public:
-  explicit Lease(Compiled& from) : from_(from), request_(from.take()) {}
+  explicit Lease(Compiled& from) : from_(from), requests_(from.take()) {}
   Lease(const Lease&) = delete;
   Lease& operator=(const Lease&) = delete;
-  ~Lease() { from_.give(std::move(request_)); }
-  ov::InferRequest& request() { return request_; }
+  ~Lease() { from_.give(std::move(requests_)); }
+  Requests& requests() { return requests_; }
 
  private:
   Compiled& from_;
-  ov::InferRequest request_;
+  Requests requests_;
 };
+
+// No part is left running when another fails.
+void run_all(Requests& requests) {
+  if (requests.size() == 1) return requests[0].infer();
+  std::exception_ptr failure;
+  std::size_t started = 0;
+  try {
+    for (; started < requests.size(); ++started) requests[started].start_async();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  for (std::size_t i = 0; i < started; ++i) {
+    try {
+      requests[i].wait();
+    } catch (...) {
+      if (!failure) failure = std::current_exception();
+    }
+  }
+  if (failure) std::rethrow_exception(failure);
+}
 
 class OpenVinoRunner final : public Runner {
  public:
@@ -152,12 +186,21 @@ class OpenVinoRunner final : public Runner {
       }
     }
     if (input_shape_.is_dynamic()) first_run(*any_, kFirst);
+    const std::size_t threads = static_cast<std::size_t>(options.threads > 0 ? options.threads : cores());
     for (const Shape& shape : shapes_of(options, metadata_)) {
       if (fixed_.count(shape) != 0) continue;
+      const std::size_t streams = streams_for(shape[0], threads);
       const auto fixed = model->clone();
-      fixed->reshape(ov::PartialShape(ov::Shape(shape.begin(), shape.end())));
-      auto compiled = std::make_unique<Compiled>(core().compile_model(fixed, kDevice, config),
-                                                 options.requests);
+      fixed->reshape(ov::PartialShape(
+          {static_cast<ov::Dimension::value_type>(shape[0] / streams), 3,
+           static_cast<ov::Dimension::value_type>(shape[2]),
+           static_cast<ov::Dimension::value_type>(shape[3])}));
+      ov::AnyMap split = config;
+      split[ov::num_streams.name()] = ov::streams::Num(static_cast<int>(streams));
+      // Left alone, streams get fewer than all cores.
+      if (streams > 1) split[ov::inference_num_threads.name()] = static_cast<int>(threads);
+      auto compiled = std::make_unique<Compiled>(core().compile_model(fixed, kDevice, split),
+                                                 options.requests, streams);
       first_run(*compiled, shape);
       fixed_[shape] = std::move(compiled);
     }
@@ -196,36 +239,48 @@ class OpenVinoRunner final : public Runner {
   }
 
   Logits run(Compiled& compiled, const ImageBatch& images, const ov::Shape& dimensions) const {
-    ov::Tensor input;
+    Lease lease(compiled);
+    Requests& requests = lease.requests();
+    ov::Shape part = dimensions;
+    part[0] /= requests.size();
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      requests[i].set_input_tensor(input(images.data + i * ov::shape_size(part), part));
+    }
+    run_all(requests);
+    Logits logits{images.batch, 0, {}};
+    for (ov::InferRequest& request : requests) append(request.get_output_tensor(), part[0], logits);
+    return logits;
+  }
+
+  ov::Tensor input(const float* data, const ov::Shape& dimensions) const {
     if (input_type_ == ov::element::f32) {
       // Read where it is: OpenVINO's tensors have no const, its inputs are not written.
-      input = ov::Tensor(input_type_, dimensions, const_cast<float*>(images.data));
-    } else {
-      input = ov::Tensor(input_type_, dimensions);
-      std::transform(images.data, images.data + images.size(), input.data<ov::float16>(),
-                     [](float value) { return ov::float16(value); });
+      return ov::Tensor(input_type_, dimensions, const_cast<float*>(data));
     }
-    Lease lease(compiled);
-    lease.request().set_input_tensor(input);
-    lease.request().infer();
-    const ov::Tensor output = lease.request().get_output_tensor();
+    ov::Tensor halves(input_type_, dimensions);
+    std::transform(data, data + ov::shape_size(dimensions), halves.data<ov::float16>(),
+                   [](float value) { return ov::float16(value); });
+    return halves;
+  }
+
+  void append(const ov::Tensor& output, std::size_t batch, Logits& logits) const {
     const ov::Shape shape = output.get_shape();
-    if (shape.size() != 2 || shape[0] != images.batch ||
+    if (shape.size() != 2 || shape[0] != batch ||
         (metadata_.num_classes > 0 &&
          shape[1] != static_cast<std::size_t>(metadata_.num_classes))) {
-      throw std::runtime_error("it returned " + text(shape) + " for " +
-                               std::to_string(images.batch) + " images");
+      throw std::runtime_error("it returned " + text(shape) + " for " + std::to_string(batch) +
+                               " images");
     }
-    Logits logits{shape[0], shape[1], std::vector<float>(output.get_size())};
+    logits.classes = shape[1];
+    const std::size_t size = output.get_size();
     if (output_type_ == ov::element::f32) {
       const auto* from = output.data<const float>();
-      std::copy_n(from, output.get_size(), logits.values.begin());
+      logits.values.insert(logits.values.end(), from, from + size);
     } else {
       const auto* from = output.data<const ov::float16>();
-      std::transform(from, from + output.get_size(), logits.values.begin(),
+      std::transform(from, from + size, std::back_inserter(logits.values),
                      [](ov::float16 value) { return static_cast<float>(value); });
     }
-    return logits;
   }
 
   Metadata metadata_;

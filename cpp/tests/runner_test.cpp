@@ -1,6 +1,7 @@
 // runner_test FOLDER: logits against Python's session (FOLDER from model.py), guards, threads.
 #include "rest_deploy/runner.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <limits>
@@ -57,6 +58,10 @@ void answers(const Runner& runner, const std::vector<Case>& cases) {
     ImageBatch other = found.batch;
     other.data = moved.data();
     CHECK(distance(runner.infer(other).value().values, found.logits) > 1e-3);
+    // And it sees two images of a batch change places.
+    std::vector<float> exchanged = found.logits;
+    std::rotate(exchanged.begin(), exchanged.begin() + 22, exchanged.end());
+    CHECK(found.batch.batch == 1 || distance(exchanged, found.logits) > 1e-3);
   }
 }
 
@@ -168,9 +173,14 @@ int main(int argc, char** argv) {
   threads(*runner.value(), cases);
   predictions(runner.value()->metadata());
 
-  options.compiled_shapes = {{1, 3, 224, 224}};
+  // Two cores run the parts of the even batches side by side.
+  options.compiled_shapes = {{1, 3, 224, 224}, {4, 3, 64, 96}, {4, 3, 64, 64}, {3, 3, 97, 131}};
   const auto compiled = open_runner(model, options);
-  if (CHECK_THAT(compiled.ok(), compiled.status().text())) answers(*compiled.value(), cases);
+  if (CHECK_THAT(compiled.ok(), compiled.status().text())) {
+    answers(*compiled.value(), cases);
+    broken_images(*compiled.value());
+    threads(*compiled.value(), cases);
+  }
   refused_files(model);
   return check::result();
 }

@@ -9,30 +9,26 @@ from typing import Any
 import click
 
 from rest_deploy.console import show
-from rest_deploy.options import PATH, backend_option, json_option, provider_option
+from rest_deploy.options import (
+    PATH,
+    backend_option,
+    batching_options,
+    drain_option,
+    json_option,
+    provider_option,
+    replica_options,
+    service_options,
+)
 
 
 @click.command("ray-serve")
 @click.argument("engine", type=PATH)
-@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: every interface.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
-@click.option("--name", default="", help="Of the model in URLs. [default: the card's]")
-@click.option("--max-batch", type=click.IntRange(1, 1024), default=8, show_default=True,
-              help="Images of one engine call.")  # fmt: skip
-@click.option("--max-delay-ms", type=click.FloatRange(0, 1000), default=2.0, show_default=True,
-              help="That a batch waits for callers seen lately.")  # fmt: skip
-@click.option("--deadline-ms", type=click.FloatRange(1, 3_600_000), default=10_000.0,
-              show_default=True, help="From the body's end to the answer; then 504.")  # fmt: skip
-@click.option("--min-replicas", type=click.IntRange(0, 10_000), default=1, show_default=True,
-              help="0: none while nobody asks.")  # fmt: skip
-@click.option("--max-replicas", type=click.IntRange(1, 10_000), default=1, show_default=True)
+@service_options(any_port=False)
+@replica_options(least=0, most=1, threads=1, gpus=click.FloatRange(0, 64))
 @click.option("--ongoing", type=click.IntRange(1, 100_000), default=16, show_default=True,
               help="Requests of a replica at which another starts.")  # fmt: skip
 @click.option("--waiting", type=click.IntRange(1, 1_000_000), default=256, show_default=True,
               help="Requests that wait for a replica; more get 503.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True,
-              help="Cores of a replica.")  # fmt: skip
-@click.option("--gpus", type=click.FloatRange(0, 64), default=0.0, help="Of a replica.")
 @click.option("--ray-address", metavar="auto", help="Of a cluster. [default: a Ray started here]")
 @click.option("--dry-run", is_flag=True, help="Print the config for `serve deploy`; start nothing.")
 @backend_option
@@ -72,16 +68,12 @@ def ray_serve(engine: Path, dry_run: bool, ray_address: str | None, **options: A
 @click.option("--base-image", default="", help="To build on. [default: Python's, or Ray's]")
 @click.option("--name", default="", help="Of the objects. [default: the card's]")
 @click.option("--port", type=click.IntRange(1024, 65535), default=8080, show_default=True)
-@click.option("--min-replicas", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--max-replicas", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--threads", type=click.IntRange(1, 1024), default=2, show_default=True,
-              help="Cores of a replica: its request and its limit.")  # fmt: skip
-@click.option("--memory", default="1Gi", show_default=True, help="Of a replica, likewise.")
-@click.option("--gpus", type=click.IntRange(0, 64), default=0, help="Of a replica.")
-@click.option("--max-batch", type=click.IntRange(1, 1024), default=8, show_default=True)
-@click.option("--max-delay-ms", type=click.FloatRange(0, 1000), default=2.0, show_default=True)
-@click.option("--drain-s", type=click.FloatRange(1, 3600), default=30.0, show_default=True,
-              help="That a pod which ends waits for requests it took.")  # fmt: skip
+@replica_options(least=1, most=3, threads=2, gpus=click.IntRange(0, 64))
+@batching_options
+@drain_option
+@click.option(
+    "--memory", default="1Gi", show_default=True, help="Of a replica: its request and its limit."
+)
 @click.option("--ray-version", default="", help="Of the image, with --flavour rayservice.")
 @backend_option
 @provider_option

@@ -8,23 +8,21 @@ from typing import Any
 
 import click
 
-from rest_deploy.options import PATH, backend_option, provider_option, threads_option
+from rest_deploy.options import (
+    PATH,
+    backend_option,
+    drain_option,
+    provider_option,
+    service_options,
+    threads_option,
+)
 
 
 @click.command()
 @click.argument("engine", type=PATH)
-@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: every interface.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
-              help="0: a free one; the log names it.")  # fmt: skip
-@click.option("--name", default="", help="Of the model in URLs. [default: the card's]")
-@click.option("--max-batch", type=click.IntRange(1, 1024), default=8, show_default=True,
-              help="Images of one engine call.")  # fmt: skip
-@click.option("--max-delay-ms", type=click.FloatRange(0, 1000), default=2.0, show_default=True,
-              help="That a batch waits for callers seen lately.")  # fmt: skip
+@service_options(any_port=True)
 @click.option("--queue", type=click.IntRange(1, 1_000_000), default=256, show_default=True,
               help="Images that wait, per worker; more get 429.")  # fmt: skip
-@click.option("--deadline-ms", type=click.FloatRange(1, 3_600_000), default=10_000.0,
-              show_default=True, help="From the body's end to the answer; then 504.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True,
               help="Processes, each with an engine; restarted when they die.")  # fmt: skip
 @click.option("--instances", type=click.IntRange(1, 64), default=1, show_default=True,
@@ -39,8 +37,7 @@ from rest_deploy.options import PATH, backend_option, provider_option, threads_o
               help="Height and width of a tensor.")  # fmt: skip
 @click.option("--body-s", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True,
               help="A body that takes longer gets 408; headers have a third.")  # fmt: skip
-@click.option("--drain-s", type=click.FloatRange(1, 3600), default=30.0, show_default=True,
-              help="That a stop waits for requests it took.")  # fmt: skip
+@drain_option
 @click.option("--loading/--no-loading", default=True, show_default=True,
               help="Obey POST /v2/repository/models/NAME/load.")  # fmt: skip
 @click.option("--log-level", type=click.Choice(["info", "warning", "error"]), default="info",

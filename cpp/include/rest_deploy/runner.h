@@ -75,7 +75,8 @@ struct RunnerOptions {
   // Calls under way at a time; each has tensors of its own. 1 to 64.
   int requests = 8;
   // OpenVINO: shapes that get a compilation of their own beside the one for any shape. Faster for
-  // them, and the weights are there once more for each.
+  // them, and the weights are there once more for each. A batch that threads share evenly runs in
+  // as many parts side by side as both divide by.
   std::vector<Shape> compiled_shapes;
   // The same for so many images of the card's own size.
   std::vector<std::size_t> fixed_batches;
