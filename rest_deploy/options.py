@@ -48,11 +48,23 @@ def calibration_options(function: Any) -> Any:
     return function
 
 
+def variant_option(function: Any) -> Any:
+    """May be left out where there is a checkpoint to tell it from; `check_variant` says so else."""
+    words = "lite, small, base, large, nano, or a card (.toml). [default: told from the checkpoint]"
+    return click.option("--variant", help=words)(function)
+
+
+def check_variant(variant: str | None, checkpoint: Path | None) -> None:
+    """Raise click's own error when there is neither."""
+    if variant is None and checkpoint is None:
+        raise click.UsageError("Missing option '--variant', or '--checkpoint' to tell it from.")
+
+
 def export_options(function: Any) -> Any:
     """Options that `export` and `deploy` share; `export_wishes` reads them."""
     options: list[Any] = [
         click.option("--checkpoint-key",
-                     help="Entry of a .pth with the weights. [default: EMA, model]"),
+                     help="Entry or prefix of the weights. [default: EMA, model]"),
         click.option(
             "--instance-norm", type=click.Choice(["folded", "native", "decomposed"]),
             default="folded", show_default=True,
@@ -62,6 +74,10 @@ def export_options(function: Any) -> Any:
         click.option("--num-classes", type=click.IntRange(0, 1_000_000),
                      help="0: no head, embeddings."),
         click.option("--labels", help="File with one class name a line."),
+        click.option("--input-size", type=click.IntRange(min=32), metavar="PIXELS",
+                     help="Side of the square images. [default: the checkpoint's, else 224]"),
+        click.option("--resize", type=click.IntRange(min=32), metavar="PIXELS",
+                     help="Shorter side, before the crop. [default: input size * 256 / 224]"),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -272,7 +288,8 @@ def export_wishes(options: dict[str, Any]) -> ExportWishes:
     """Takes `export_options` out of the options, and reads the checkpoint, which the gate uses."""
     from rest_deploy.verbs import ExportWishes
 
-    names = ("checkpoint_key", "instance_norm", "opset", "num_classes", "labels")
+    names = ("checkpoint_key", "instance_norm", "opset", "num_classes", "labels", "input_size",
+             "resize")  # fmt: skip
     return ExportWishes(
         checkpoint=options["checkpoint"], **{name: options.pop(name) for name in names}
     )

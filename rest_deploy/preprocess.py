@@ -14,11 +14,12 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from rest_deploy.contracts import SMALLEST_SIDE, Preprocessing
-from rest_deploy.errors import ImageError
+from rest_deploy.errors import ImageError, InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,6 +31,25 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 
 Float32 = npt.NDArray[np.float32]
 UInt8 = npt.NDArray[np.uint8]
+
+
+def at_size(
+    preprocessing: Preprocessing, crop: int | None = None, resize: int | None = None
+) -> Preprocessing:
+    """The same at another input size, in pixels; None keeps what is there.
+
+    A new crop without `resize` keeps the ratio of the two, rounded down as the official evaluation
+    does: 384 of 224/256 is cut from 438. Raises `InputError` unless 32 <= crop <= resize.
+    """
+    side = preprocessing.crop if crop is None else crop
+    scaled = side * preprocessing.resize // preprocessing.crop
+    shorter = scaled if resize is None else resize
+    if not SMALLEST_SIDE <= side <= shorter:
+        raise InputError(
+            f"got an input size of {side} cut from images resized to {shorter}; expected "
+            f"{SMALLEST_SIDE} <= input size <= resize"
+        )
+    return msgspec.structs.replace(preprocessing, crop=side, resize=shorter)
 
 
 def load_image(source: str | Path | bytes | Image | UInt8) -> Image:

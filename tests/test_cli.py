@@ -372,7 +372,8 @@ def test_killed_export(workspace: Path, model: Path, checkpoint: Path) -> None:
              "--json")
     )  # fmt: skip
     assert set(report) == {
-        *("path", "metadata", "parity", "rewrites", "passes", "size_bytes", "seconds", "warnings")
+        *("path", "metadata", "parity", "rewrites", "passes", "size_bytes", "seconds"),
+        *("warnings", "notes"),
     }
     assert (report["path"], report["metadata"]["num_classes"]) == (str(model), CLASSES)
     assert sorted(contents(workspace)) == ["rest_nano.onnx", "rest_nano.onnx.json"]
@@ -704,7 +705,7 @@ def test_doctor_json() -> None:
 
 INSPECTION = {
     *("file", "kind", "size_bytes", "sha256", "metadata", "sidecar"),
-    *("tensors", "parameters", "num_classes", "fits"),
+    *("tensors", "parameters", "num_classes", "fits", "notes"),
 }
 
 

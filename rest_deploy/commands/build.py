@@ -12,6 +12,7 @@ from rest_deploy.options import (
     PATH,
     build_options,
     calibration_options,
+    check_variant,
     dry_run_option,
     export_options,
     export_wishes,
@@ -21,13 +22,14 @@ from rest_deploy.options import (
     request,
     tensorrt_options,
     through,
+    variant_option,
     wishes,
     workspace_option,
 )
 
 
 @click.command()
-@click.option("--variant", required=True, help="lite, small, base, large, nano, or a card (.toml).")
+@variant_option
 @click.option("--checkpoint", type=PATH, help=".pth or .safetensors. [default: fresh weights]")
 @export_options
 @click.option(
@@ -41,13 +43,14 @@ from rest_deploy.options import (
 @workspace_option
 @json_option
 def export(
-    variant: str,
+    variant: str | None,
     output_dir: Path | None,
     workspace: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Export a checkpoint to ONNX, proven against PyTorch before the file gets its name."""
+    check_variant(variant, options["checkpoint"])
     from rest_deploy import artifact, verbs
     from rest_deploy.report import text
 
@@ -176,7 +179,7 @@ def build_engine(
 
 
 @click.command()
-@click.option("--variant", required=True, help="lite, small, base, large, nano, or a card (.toml).")
+@variant_option
 @export_options
 @click.option("--backend", default="auto", show_default=True,
               help="auto, tensorrt, tensorrt-rtx, openvino, onnxruntime.")  # fmt: skip
@@ -186,7 +189,7 @@ def build_engine(
 @click.option("--bench-seconds", type=click.FloatRange(0.1, 3600), default=5.0, show_default=True,
               help="At most, for each engine at each shape and mode.")  # fmt: skip
 def deploy(
-    variant: str,
+    variant: str | None,
     backend: str,
     workspace: Path | None,
     as_json: bool,
@@ -198,6 +201,7 @@ def deploy(
 
     What is up to date is not done again.
     """
+    check_variant(variant, options["checkpoint"])
     from rest_deploy import artifact, verbs
     from rest_deploy.bench import store
     from rest_deploy.report import engine as text

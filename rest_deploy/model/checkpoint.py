@@ -1,43 +1,37 @@
 """Checkpoint file -> module, strictly: every name and shape fits, every value is finite.
 
-Nothing is unpickled beyond tensors and plain containers (`weights_only`).
+Where in the file the weights are: naming.py; which variant they are of: fit.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from rest_deploy.artifact import sha256_file
-from rest_deploy.cards import available
 from rest_deploy.contracts import ModelCard, Weights
 from rest_deploy.errors import CheckpointError
+from rest_deploy.model import fit, naming, weights_file
 from rest_deploy.model.backbone import Backbone
 from rest_deploy.model.family import build
+from rest_deploy.model.training import NOTHING, PLACES, Training, training_of
 
-STATE_KEYS = ("model_ema", "state_dict_ema", "ema", "model", "state_dict")
-"""Where training scripts put the weights; averaged (EMA) weights come first."""
-
-PREFIXES = ("module.", "_orig_mod.")
-"""Left by DistributedDataParallel and torch.compile."""
-
-LABELS_FIELD = "rest_deploy.labels"
-"""safetensors metadata: JSON array of class names, in class order."""
+LABELS_FIELD = weights_file.LABELS_FIELD
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A file's weights as found: official names, original types, on the CPU.
 
-    `key` is the entry the weights were taken from, "" for a plain state dict.
+    `key` is the entry the weights were taken from, "" for a plain state dict; `place` has the
+    prefix of their names too. `notes`: what was chosen and what was left out, in words; `warnings`:
+    what of it changes the function. `output_norms`: of a detector's or a segmenter's backbone, not
+    part of `state`. `training`: what the file says of how it was trained.
     """
 
     path: Path
@@ -45,39 +39,79 @@ class Checkpoint:
     state: dict[str, Tensor]
     key: str
     labels: tuple[str, ...]
+    place: str = "."
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    output_norms: dict[str, Tensor] = field(default_factory=dict)
+    training: Training = NOTHING
 
     @property
     def num_classes(self) -> int:
         """Rows of the head, 0 when there is none."""
-        head = self.state.get("head.weight")
-        return int(head.shape[0]) if head is not None and head.dim() == 2 else 0
+        return fit.classes_of(self.state)
+
+    @property
+    def where(self) -> str:
+        """The file, and the place in it unless it is the top; for messages."""
+        return str(self.path) if self.place == "." else f"{self.path} [{self.place}]"
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A float32 module in eval mode and where its weights come from."""
+    """A float32 module in eval mode and where its weights come from.
+
+    pooled: whether it has the norm before the mean over the tokens, without which it gives no
+    embedding, only feature maps. card: with the preprocessing the weights expect. notes, warnings:
+    what was found and left out in the file, in words.
+    """
 
     module: Backbone
     num_classes: int
     weights: Weights
     labels: tuple[str, ...]
+    card: ModelCard
+    pooled: bool = True
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
-    """Read .pth/.pt (any pickle that holds only tensors and containers) or .safetensors.
+    """Read .pth/.pt/.ckpt (any pickle that holds only tensors and containers) or .safetensors.
 
-    Raises `CheckpointError` for a missing, truncated, foreign or unsafe file.
+    key: the entry, or the dotted place, of the weights; None: averaged ones before others.
+    Raises `CheckpointError` for a missing, truncated, foreign or unsafe file, and where it holds
+    several models and nothing says which is meant.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no such checkpoint: {path}")
-    content: object
-    labels: tuple[str, ...] = ()
-    if path.suffix == ".safetensors":
-        content, labels = _read_safetensors(path)
-    else:
-        content = _read_pickle(path)
-    state, used = _find_state(content, path, key)
-    return Checkpoint(path, sha256_file(path), _strip(state), used, labels)
+    content, labels = weights_file.read(path)
+    entries = weights_file.entries(content)
+    if not entries:
+        raise CheckpointError(
+            f"{path} holds no state dict; entries: {_short(content)}",
+            hint="--checkpoint-key names the entry with the weights",
+        )
+    try:
+        found = naming.find(entries)
+    except naming.CollisionError as error:
+        raise CheckpointError(
+            f"{path} names a weight twice: {error}",
+            hint="save the state dict of the model alone",
+        ) from error
+    digest, training = sha256_file(path), training_of(content)
+    if not found:
+        return _foreign(path, digest, content, entries, key, labels)
+    chosen = _choose(found, entries, path, key, content)
+    return Checkpoint(
+        path=path,
+        sha256=digest,
+        state={own: entries[chosen.key][name] for own, name in chosen.names.items()},
+        key=chosen.key if key is None or key == chosen.key else chosen.place,
+        labels=labels,
+        place=chosen.place,
+        notes=_notes(chosen, found, entries, content),
+        warnings=_warnings(chosen),
+        output_norms={own: entries[chosen.key][name] for own, name in chosen.output_norms.items()},
+        training=training,
+    )
 
 
 def load_model(
@@ -98,15 +132,16 @@ def load_model(
             torch.manual_seed(seed)
             module = build(card.architecture, classes).eval()
         weights = Weights(kind="fresh", state_sha256=state_sha256(module.state_dict()), seed=seed)
-        return LoadedModel(module, classes, weights, ())
+        return LoadedModel(module, classes, weights, (), card)
     classes = checkpoint.num_classes
     if num_classes is not None and num_classes != classes:
         raise CheckpointError(
             f"{checkpoint.path} has a head for {classes} classes, --num-classes says {num_classes}",
             hint="leave --num-classes out: it is read from the checkpoint",
         )
-    _check_fit(card, checkpoint, classes)
-    _check_values(checkpoint)
+    _check_output_norms(checkpoint)
+    fit.check_fit(card, checkpoint.state, checkpoint.where)
+    fit.check_values(checkpoint.state, checkpoint.where)
     module = build(card.architecture, classes).eval()
     module.load_state_dict({k: v.float() for k, v in checkpoint.state.items()}, strict=False)
     weights = Weights(
@@ -116,14 +151,38 @@ def load_model(
         path=str(checkpoint.path.resolve()),
         key=checkpoint.key,
     )
-    return LoadedModel(module, classes, weights, checkpoint.labels)
+    pooled = fit.LAST_NORM[0] in checkpoint.state
+    return LoadedModel(
+        module,
+        classes,
+        weights,
+        checkpoint.labels,
+        card,
+        pooled,
+        checkpoint.notes,
+        checkpoint.warnings,
+    )
+
+
+def _check_output_norms(checkpoint: Checkpoint) -> None:
+    """Raise `CheckpointError` for norms that stand between the stages.
+
+    The official v1 detector feeds each normalized map to the next stage; v2 normalizes copies.
+    """
+    between = sorted({name.partition(".")[0] for name in checkpoint.output_norms
+                      if "_" not in name})  # fmt: skip
+    if between:
+        raise CheckpointError(
+            f"{checkpoint.where} is a detector's backbone, which normalizes the maps between its "
+            f"stages ({', '.join(between)}); without them the later stages see other values"
+        )
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
     """Hash of names, shapes and float32 values, in name order; counters are left out."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        if _is_counter(name):
+        if naming.is_counter(name):
             continue
         value = state[name].detach().to("cpu", torch.float32).contiguous()
         digest.update(f"{name}{tuple(value.shape)}".encode())
@@ -131,156 +190,114 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def expected_shapes(card: ModelCard, num_classes: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the variant's state dict, without the BatchNorm counters."""
-    with torch.device("meta"):
-        module = build(card.architecture, num_classes)
-    return {k: tuple(v.shape) for k, v in module.state_dict().items() if not _is_counter(k)}
+Entries = Mapping[str, Mapping[str, Tensor]]
 
 
-def fitting_variants(checkpoint: Checkpoint) -> list[str]:
-    """Shipped variants whose names and shapes are exactly the checkpoint's."""
-    return [
-        card.variant
-        for card in available().values()
-        if not _misfits(expected_shapes(card, checkpoint.num_classes), checkpoint.state)
-    ]
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as stream:
-            metadata: dict[str, str] = stream.metadata() or {}
-            state = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  # not a dict
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    return state, _labels(path, metadata.get(LABELS_FIELD, "[]"))
-
-
-def _labels(path: Path, text: str) -> tuple[str, ...]:
-    try:
-        labels = json.loads(text)
-    except json.JSONDecodeError:
-        labels = None
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise CheckpointError(
-            f"{path}: the metadata {LABELS_FIELD} is not a JSON list of names: {text[:60]!r}"
-        )
-    return tuple(labels)
-
-
-def _read_pickle(path: Path) -> object:
-    # The official training script stores its argparse.Namespace beside the weights.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        try:
-            content: object = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # foreign bytes make the unpickler raise anything
-            raise _translated(path, error) from error
-    return content
-
-
-def _translated(path: Path, error: Exception) -> CheckpointError:
-    refused = re.search(r"(?:GLOBAL|global|class) `?([\w]+\.[\w.]+)", str(error))
-    if refused and "weights_only" in str(error):
-        return CheckpointError(
-            f"{path} holds more than tensors ({refused.group(1)}); loading it could run code",
-            hint="save the state dict alone: torch.save(model.state_dict(), 'weights.pth')",
-        )
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-    return CheckpointError(
-        f"{path} is not a complete PyTorch checkpoint: {first_line}",
-        hint="expected a .pth written by torch.save, or .safetensors",
-    )
-
-
-def _find_state(content: object, path: Path, key: str | None) -> tuple[Mapping[str, Tensor], str]:
-    if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{path} holds a {type(content).__name__}, expected a state dict (name -> tensor)"
-        )
-    if key is not None:
-        if key not in content:
-            raise CheckpointError(
-                f"{path} has no entry {key!r}; it has: {', '.join(map(str, content))}"[:400]
-            )
-        candidates = [key]
-    else:
-        candidates = [name for name in STATE_KEYS if isinstance(content.get(name), Mapping)]
-    for name in candidates:
-        if _is_state(content[name]):
-            return content[name], name
-    if key is None and _is_state(content):
-        return content, ""
+def _choose(
+    found: Sequence[naming.Found],
+    entries: Entries,
+    path: Path,
+    key: str | None,
+    content: Mapping[object, object],
+) -> naming.Found:
+    candidates = list(found) if key is None else naming.named(found, key)
+    if not candidates:
+        raise _no_entry(path, key, content, [one.place for one in found])
+    first = naming.best(candidates, [one.place for one in found if _never(one, entries)])
+    if all(_equal(one, first[0], entries) for one in first[1:]):
+        return min(first, key=lambda one: len(one.place))
+    places = ", ".join(one.place for one in first)
     raise CheckpointError(
-        f"{path} holds no state dict; entries: {', '.join(map(str, content))}"[:400],
-        hint="--checkpoint-key names the entry with the weights",
+        f"{path} holds {len(first)} models, and nothing says which is meant: {places}",
+        hint=f"--checkpoint-key {first[0].place} takes that one",
     )
 
 
-def _is_state(value: object) -> bool:
+def _never(one: naming.Found, entries: Entries) -> bool:
+    """Whether it is an average of no model yet."""
+    if one.counter is None:
+        return False
+    entry, name = one.counter
+    value = entries[entry][name]
+    return value.numel() == 1 and not value.is_meta and int(value) == 0
+
+
+def _equal(one: naming.Found, other: naming.Found, entries: Entries) -> bool:
+    """One model under two names, as where a module holds it twice."""
+    if one.names.keys() != other.names.keys():
+        return False
+    ours, theirs = entries[one.key], entries[other.key]
+    pairs = [(ours[name], theirs[other.names[own]]) for own, name in one.names.items()]
+    return all(
+        value.layout == torch.strided and not value.is_meta
+        for pair in pairs for value in pair
+    ) and all(torch.equal(*pair) for pair in pairs)  # fmt: skip
+
+
+def _notes(
+    chosen: naming.Found,
+    found: Sequence[naming.Found],
+    entries: Entries,
+    content: Mapping[object, object],
+) -> tuple[str, ...]:
+    """What of the file was taken and what was left out."""
+    notes = []
+    if chosen.averaged:
+        live = [one.place for one in found if not one.averaged]
+        others = f"; --checkpoint-key {live[0]} takes the others" if live else ""
+        notes.append(f"averaged weights (EMA) of {chosen.place}{others}")
+    elif chosen.place != ".":
+        notes.append(f"weights of {chosen.place}")
+    notes += [
+        f"left out {one.place}, an average of no model yet (n_averaged 0)"
+        for one in found
+        if one is not chosen and _never(one, entries)
+    ]
+    left = naming.groups(chosen)
+    if left:
+        notes.append(f"left out {', '.join(left)}")
+    taken = chosen.key.partition(".")[0]
+    beside = [str(name) for name, value in content.items()
+              if taken and isinstance(value, Mapping) and name not in (taken, *PLACES)]  # fmt: skip
+    if beside:
+        notes.append(f"not read: {', '.join(beside)}")
+    return tuple(notes)
+
+
+def _warnings(chosen: naming.Found) -> tuple[str, ...]:
+    norms = sorted({name.partition(".")[0] for name in chosen.output_norms})
+    if not norms:
+        return ()
     return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+        f"left out {', '.join(norms)}: the norms of the backbone's output maps are not part of the "
+        "exported graph, whose maps are those before them",
     )
 
 
-def _strip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    names = dict(state)
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in names):
-            names = {name.removeprefix(prefix): value for name, value in names.items()}
-    return names
+def _foreign(
+    path: Path,
+    digest: str,
+    content: Mapping[object, object],
+    entries: Entries,
+    key: str | None,
+    labels: tuple[str, ...],
+) -> Checkpoint:
+    """A state dict without the names of a ResT, which is then refused with what is missing."""
+    known = [name for name in (*naming.STATE_KEYS, "") if name in entries]
+    if key is not None:
+        if key not in entries:
+            raise _no_entry(path, key, content, [])
+        known = [key]
+    taken = known[0] if known else max(entries, key=lambda name: len(entries[name]))
+    return Checkpoint(path, digest, dict(entries[taken]), taken, labels)
 
 
-def _check_fit(card: ModelCard, checkpoint: Checkpoint, classes: int) -> None:
-    problems = _misfits(expected_shapes(card, classes), checkpoint.state)
-    if not problems:
-        return
-    fitting = fitting_variants(checkpoint)
-    shown = "; ".join(problems[:6])
-    more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
-    raise CheckpointError(
-        f"{checkpoint.path} does not fit variant {card.variant!r}: {shown}{more}",
-        hint=f"it fits: --variant {fitting[0]}" if fitting else "no known variant fits it",
-    )
+def _no_entry(
+    path: Path, key: str | None, content: Mapping[object, object], places: Collection[str]
+) -> CheckpointError:
+    found = f"; models are at: {', '.join(places)}" if places else ""
+    return CheckpointError(f"{path} has no entry {key!r}; it has: {_short(content)}{found}")
 
 
-def _misfits(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> list[str]:
-    found = {name: tuple(value.shape) for name, value in state.items() if not _is_counter(name)}
-    return [
-        *(f"missing {name}" for name in expected if name not in found),
-        *(f"unexpected {name}" for name in found if name not in expected),
-        *(
-            f"{name} is {list(found[name])}, expected {list(shape)}"
-            for name, shape in expected.items()
-            if name in found and found[name] != shape
-        ),
-    ]
-
-
-def _check_values(checkpoint: Checkpoint) -> None:
-    bad = []
-    for name, value in checkpoint.state.items():
-        if _is_counter(name):
-            continue
-        if value.layout != torch.strided or value.is_meta:
-            bad.append(f"{name} is not a plain tensor ({value.layout}, {value.device})")
-        elif not value.is_floating_point():
-            bad.append(f"{name} is {value.dtype}")
-        elif not bool(torch.isfinite(value.float()).all()):
-            bad.append(f"{name} has NaN or infinite values")
-        elif name.endswith("running_var") and bool((value.float() < 0).any()):
-            bad.append(f"{name} has a negative variance")
-    if bad:
-        raise CheckpointError(
-            f"{checkpoint.path} has unusable weights: {'; '.join(bad[:5])}"
-            + (f"; and {len(bad) - 5} more" if len(bad) > 5 else ""),
-            hint="the training diverged, or the file is damaged",
-        )
-
-
-def _is_counter(name: str) -> bool:
-    return name.endswith("num_batches_tracked")
+def _short(content: Mapping[object, object]) -> str:
+    return ", ".join(map(str, content))[:300]

@@ -88,6 +88,7 @@ def deployed(report: DeployReport) -> str:
         took = "up to date" if step.reused else f"{step.seconds:.1f} s"
         lines.append(f"  {step.name}: {took}, {step.file}")
         lines.append(f"    {step.summary}; sha256 {step.sha256[:12]}")
+    lines += [f"found: {note}" for note in report.notes]
     lines += [f"warning: {warning}" for warning in report.warnings]
     if report.record:
         lines += ["", f"rest-deploy report {report.record}", *textwrap.wrap(report.advice, 100)]

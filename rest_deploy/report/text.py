@@ -52,6 +52,7 @@ def export(report: ExportReport) -> str:
         f"opset {report.metadata.opset}, {report.size_bytes / 1e6:.1f} MB, "
         f"{report.seconds:.1f} s",
         f"weights: {_weights(report.metadata)}",
+        *found_lines(report.notes),
         _counts("rewrites", report.rewrites),
         _counts("passes", report.passes),
         "",
@@ -61,6 +62,11 @@ def export(report: ExportReport) -> str:
         lines.append(f"warning: {FRESH_WARNING}")
     lines += [f"warning: {warning}" for warning in report.warnings]
     return "\n".join(lines)
+
+
+def found_lines(notes: Sequence[str]) -> list[str]:
+    """What was found in a checkpoint, wrapped."""
+    return [textwrap.fill(f"found: {note}", WIDTH, subsequent_indent="  ") for note in notes]
 
 
 def parity(report: ParityReport) -> str:
@@ -147,6 +153,7 @@ def inspection(found: Inspection) -> str:
             f"  {'tensors':<13} {found.tensors}, {found.parameters / 1e6:.2f} M values",
             f"  {'classes':<13} {found.num_classes or 'no head'}",
             f"  {'fits':<13} {', '.join(found.fits) or 'no known variant'}",
+            *(f"  {'':<13} {note}" for note in found.notes),
         ]
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from rest_deploy import __version__
 from rest_deploy.artifact import Sidecar, read_sidecar, sha256_file
 from rest_deploy.bench import environment, store
-from rest_deploy.cards import load_card
+from rest_deploy.cards import available, load_card
 from rest_deploy.contracts import InstanceNormForm, Struct
 from rest_deploy.engine.backends import choose
 from rest_deploy.errors import InputError
@@ -42,6 +42,8 @@ class ExportWishes:
     opset: int | None = None
     num_classes: int | None = None
     labels: str | None = None
+    input_size: int | None = None
+    resize: int | None = None
     seed: int = 0
 
 
@@ -68,6 +70,7 @@ class DeployReport(Struct, frozen=True):
     warnings: tuple[str, ...] = ()
     record: str = ""
     advice: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -78,6 +81,7 @@ class _Run:
     progress: Progress
     steps: list[Step] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def step(self, name: str, key: str, work: Callable[[], Path], summary: str = "") -> Path:
         """Do it, or take what an earlier run left."""
@@ -101,7 +105,7 @@ class _Run:
 
 
 def deploy(
-    variant: str,
+    variant: str | None,
     wanted: ExportWishes,
     request: Request,
     *,
@@ -115,7 +119,8 @@ def deploy(
     """Export, calibrate, build, gate and bench. A run that was killed is gone on with by the next;
     what is up to date is not done again.
 
-    measured: how the engine is compared with the export and PyTorch; None: not at all.
+    variant: None to tell it from the checkpoint. measured: how the engine is compared with the
+    export and PyTorch; None: not at all.
     Raises what `export`, `calibrate` and `build_engine` raise; steps before the failed one stay.
     """
     started = time.monotonic()
@@ -136,13 +141,17 @@ def deploy(
             opset=wanted.opset,
             num_classes=wanted.num_classes,
             labels=wanted.labels,
+            input_size=wanted.input_size,
+            resize=wanted.resize,
             seed=wanted.seed,
             progress=progress,
         )
         run.warnings.extend(report.warnings)
+        run.notes.extend(report.notes)
         return Path(report.path)
 
-    key = key_of(__version__, tools, load_card(variant), wanted, weights, labels)
+    cards = available() if variant is None else load_card(variant)
+    key = key_of(__version__, tools, cards, wanted, weights, labels)
     model = run.step("export", key, exported)
     table = None
     if request.precision in ("int8", "fp8") and request.table is None:
@@ -174,6 +183,7 @@ def deploy(
         warnings=tuple(dict.fromkeys(run.warnings)),
         record="" if record is None else str(record),
         advice="" if record is None else store.read(record).advice,
+        notes=tuple(run.notes),
     )
 
 

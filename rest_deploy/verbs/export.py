@@ -14,6 +14,7 @@ from rest_deploy.cards import load_card, read_labels
 from rest_deploy.contracts import InstanceNormForm, ModelCard, ModelMetadata, Struct
 from rest_deploy.errors import CheckpointError, VerificationError, require
 from rest_deploy.verbs.progress import Progress, silent, step
+from rest_deploy.verbs.source import choose
 from rest_deploy.verify.parity import Case, CaseResult, bound, compare, synthetic_images
 
 if TYPE_CHECKING:
@@ -43,10 +44,11 @@ class ExportReport(Struct, frozen=True):
     size_bytes: int
     seconds: float
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def export(
-    variant: str | ModelCard,
+    variant: str | ModelCard | None = None,
     *,
     output_dir: Path,
     checkpoint: Path | None = None,
@@ -55,14 +57,18 @@ def export(
     opset: int | None = None,
     num_classes: int | None = None,
     labels: str | None = None,
+    input_size: int | None = None,
+    resize: int | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> ExportReport:
-    """Checkpoint -> checked ONNX file and sidecar in `output_dir`. variant: a name or a card.
+    """Checkpoint -> checked ONNX file and sidecar in `output_dir`. variant: a name or a card; None:
+    told from the checkpoint's names and shapes.
 
     The file gets its name after onnx.checker, loading in ONNX Runtime and parity with the float64
     reference at several sizes; until then, and on any error, what was there stays.
-    labels: a file with one class name a line, or the name of a packaged list.
+    labels: a file with one class name a line, or the name of a packaged list. input_size, resize:
+    pixels, instead of the card's crop and resize (see `source.choose`).
     Raises `CheckpointError`, `CardError`, `InputError`, `OutputError`, `MissingDependencyError`,
     `VerificationError` (the exported graph does not compute the reference function).
     """
@@ -70,16 +76,24 @@ def export(
     for module in ("torch", "onnx", "onnxscript", "safetensors"):
         require(module, "export")
     require("onnxruntime", "onnxruntime")
-    card = variant if isinstance(variant, ModelCard) else load_card(variant)
-    named = variant if isinstance(variant, str) else card.variant
+    if isinstance(variant, str):
+        load_card(variant)  # a wrong name is told before anything is imported
     with step(progress, "imported PyTorch"):
         from rest_deploy.graph import export as graph_export
-        from rest_deploy.model.checkpoint import load_model, read_checkpoint
+        from rest_deploy.model.checkpoint import load_model
         from rest_deploy.model.deploy import to_deploy
         from rest_deploy.model.reference import Reference
     with step(progress, "loaded the weights"):
-        source = read_checkpoint(checkpoint, checkpoint_key) if checkpoint else None
-        loaded = load_model(card, source, num_classes=num_classes, seed=seed)
+        source = choose(
+            variant, checkpoint, key=checkpoint_key, input_size=input_size, resize=resize
+        )
+        card = source.card
+        loaded = load_model(card, source.checkpoint, num_classes=num_classes, seed=seed)
+    if not loaded.pooled:
+        raise CheckpointError(
+            f"{checkpoint} has neither a head nor the norm before it: it gives feature maps, no "
+            "embedding and no logits"
+        )
     used_opset = graph_export.DEFAULT_OPSET if opset is None else opset
     metadata = ModelMetadata(
         schema=1,
@@ -123,7 +137,16 @@ def export(
             ),
             passes={**rewrites, **passes},
             data_sha256=data_sha256(staged),
-            command=_command(named, checkpoint, instance_norm, used_opset, num_classes),
+            command=_command(
+                variant if isinstance(variant, str) else card.variant,
+                checkpoint,
+                checkpoint_key,
+                instance_norm,
+                used_opset,
+                num_classes,
+                input_size,
+                resize,
+            ),
         )
         publish(staged, target, sidecar)
     return ExportReport(
@@ -134,7 +157,8 @@ def export(
         passes=passes,
         size_bytes=sidecar.size_bytes,
         seconds=time.monotonic() - started,
-        warnings=warnings,
+        warnings=(*source.warnings, *warnings),
+        notes=source.notes,
     )
 
 
@@ -151,7 +175,10 @@ def _prove(
     from rest_deploy.runtime.session import Session
 
     session, limit = Session.open(staged), bound(metadata)
-    results = compare(session.run, reference, EXPORT_CASES, synthetic_images, limit)
+    side = metadata.card.preprocessing.crop
+    own = Case(batch=1, height=side, width=side)
+    cases = EXPORT_CASES if own in EXPORT_CASES else (*EXPORT_CASES, own)
+    results = compare(session.run, reference, cases, synthetic_images, limit)
     folded = metadata.instance_norm == "folded" or not metadata.card.architecture.attention_norm
     for result in results:
         small = result.case.height * result.case.width <= UNFOLDED_PROVEN_PIXELS
@@ -196,14 +223,19 @@ def _labels(
 def _command(
     variant: str,
     checkpoint: Path | None,
+    checkpoint_key: str | None,
     instance_norm: str,
     opset: int,
     num_classes: int | None,
+    input_size: int | None,
+    resize: int | None,
 ) -> str:
     words = ["rest-deploy", "export", "--variant", variant]
-    if checkpoint is not None:
-        words += ["--checkpoint", str(checkpoint)]
-    if num_classes is not None:
-        words += ["--num-classes", str(num_classes)]
+    for option, value in (
+        ("--checkpoint", checkpoint), ("--checkpoint-key", checkpoint_key),
+        ("--num-classes", num_classes), ("--input-size", input_size), ("--resize", resize),
+    ):  # fmt: skip
+        if value is not None:
+            words += [option, str(value)]
     words += ["--instance-norm", instance_norm, "--opset", str(opset)]
     return shlex.join(words)

@@ -23,6 +23,7 @@ class Inspection(Struct, frozen=True):
     parameters: int = 0
     num_classes: int = 0
     fits: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def inspect(file: Path) -> Inspection:
@@ -66,9 +67,10 @@ def inspect(file: Path) -> Inspection:
             metadata=metadata,
             sidecar=sidecar,
         )
-    if file.suffix in {".safetensors", ".pth", ".pt", ".bin"}:
+    if file.suffix in {".safetensors", ".pth", ".pt", ".bin", ".ckpt"}:
         require("torch", "export")
-        from rest_deploy.model.checkpoint import fitting_variants, read_checkpoint
+        from rest_deploy.model.checkpoint import read_checkpoint
+        from rest_deploy.model.fit import fitting_variants
 
         checkpoint = read_checkpoint(file)
         classes = checkpoint.num_classes
@@ -80,7 +82,8 @@ def inspect(file: Path) -> Inspection:
             tensors=len(checkpoint.state),
             parameters=sum(value.numel() for value in checkpoint.state.values()),
             num_classes=classes,
-            fits=tuple(fitting_variants(checkpoint)),
+            fits=tuple(fitting_variants(checkpoint.state)),
+            notes=(*checkpoint.notes, *checkpoint.warnings),
         )
     raise ArtifactError(
         f"{file} has the suffix {file.suffix!r}; expected .onnx or .engine, their .json, .pth or "

@@ -78,3 +78,171 @@ def test_the_hash_is_of_the_values_not_of_the_file(tmp_path: Path) -> None:
 def test_nothing_to_load(tmp_path: Path, content: object) -> None:
     with pytest.raises(CheckpointError, match=r"holds (no state dict|a \w+, expected)"):
         read_checkpoint(save(tmp_path, content))
+
+
+# --- what else trains a ResT -------------------------------------------------------------------
+
+
+def wrapped(prefix: str, seed: int = 1, left: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in state(seed).items()
+            if not name.startswith(left)}  # fmt: skip
+
+
+def ones(*names: str) -> dict[str, Tensor]:
+    return {name: torch.ones(4) for name in names}
+
+
+def test_a_detector_of_detectron2(tmp_path: Path) -> None:
+    content = {
+        "model": {
+            **wrapped("backbone.bottom_up.", left=("head.",)),
+            **ones("backbone.fpn_lateral2.weight", "backbone.fpn_output2.weight", "roi_heads.x.w"),
+        },
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": []},
+        "iteration": 3,
+    }
+    found = read_checkpoint(save(tmp_path, content))
+    assert found.place == "model.backbone.bottom_up"
+    assert found.num_classes == 0
+    assert load_model(CARD, found).pooled
+    assert found.notes == (
+        "weights of model.backbone.bottom_up",
+        "left out 1 weight of backbone.fpn_lateral, 1 weight of backbone.fpn_output, 1 weight "
+        "of roi_heads",
+        "not read: optimizer",
+    )
+
+
+def test_norms_between_the_stages_change_the_function(tmp_path: Path) -> None:
+    norms = {f"norm{stage}.{name}": torch.ones(dim) for stage, dim in ((1, 32), (2, 64))
+             for name in ("weight", "bias")}  # fmt: skip
+    content = {**wrapped("", left=("head.",)), **norms}
+    with pytest.raises(CheckpointError, match=r"between its stages \(norm1, norm2\)"):
+        load_model(CARD, read_checkpoint(save(tmp_path, content)))
+
+
+def test_norms_of_outputs_are_left_out_with_a_word(tmp_path: Path) -> None:
+    content = {"state_dict": {
+        **wrapped("backbone.", left=("head.", "norm.")),
+        **ones("backbone.norm_1.weight", "backbone.norm_1.bias", "decode_head.conv_seg.weight"),
+    }}  # fmt: skip
+    found = read_checkpoint(save(tmp_path, content))
+    assert not load_model(CARD, found).pooled
+    assert set(found.output_norms) == {"norm_1.weight", "norm_1.bias"}
+    assert "left out norm_1: " in found.warnings[0]
+
+
+@pytest.mark.parametrize("key", ["model", "net", "backbone"])
+def test_lightning(tmp_path: Path, key: str) -> None:
+    content = {
+        "state_dict": {**wrapped(f"{key}."), **ones("criterion.weight")},
+        "optimizer_states": [{"state": {}}],
+        "hyper_parameters": {"lr": 1e-3},
+        "callbacks": {"ModelCheckpoint": {"best_model_path": "x"}},
+    }
+    path = save(tmp_path, content)
+    assert torch.equal(head(path), state(1)["head.weight"])
+    assert "left out 1 weight of criterion" in read_checkpoint(path).notes
+
+
+def test_a_module_that_averages(tmp_path: Path) -> None:
+    """torch.optim.swa_utils.AveragedModel, as itself and inside a Lightning module."""
+    model = ResT(CARD.architecture, 6)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    average.update_parameters(model)
+    path = save(tmp_path, average.state_dict())
+    found = read_checkpoint(path)
+    assert found.notes == ("averaged weights (EMA) of module",)
+    assert torch.equal(head(path), model.state_dict()["head.weight"])
+    inside = {**wrapped("net."), **{f"ema.{k}": v for k, v in average.state_dict().items()}}
+    path = save(tmp_path, {"state_dict": inside})
+    assert torch.equal(head(path), model.state_dict()["head.weight"])
+    assert torch.equal(head(path, "state_dict.net"), state(1)["head.weight"])
+    assert "--checkpoint-key state_dict.net takes the others" in read_checkpoint(path).notes[0]
+
+
+def test_an_average_that_was_never_updated(tmp_path: Path) -> None:
+    average = torch.optim.swa_utils.AveragedModel(ResT(CARD.architecture, 6))
+    path = save(tmp_path, {"model": state(1), "swa": average.state_dict()})
+    assert torch.equal(head(path), state(1)["head.weight"])
+    assert any("average of no model yet" in note for note in read_checkpoint(path).notes)
+
+
+def test_the_key_that_was_chosen_finds_the_same_again(tmp_path: Path) -> None:
+    """An export remembers the key alone."""
+    contents = [
+        {"state_dict": {**wrapped("student.", 1), **wrapped("teacher.net.", 2)}},
+        {"a": {"b": {"model": wrapped("module.", 1)}}, "epoch": 2},
+        {**wrapped("", 1), **wrapped("module.", 2)},
+    ]
+    for content, key in zip(contents, ("state_dict.student", None, "."), strict=True):
+        path = save(tmp_path, content)
+        once = read_checkpoint(path, key)
+        again = read_checkpoint(path, once.key or None)
+        assert torch.equal(once.state["head.weight"], state(1)["head.weight"])
+        assert torch.equal(again.state["head.weight"], state(1)["head.weight"])
+        assert once.key == again.key
+
+
+def test_two_models_are_refused_with_both_names(tmp_path: Path) -> None:
+    content = {"state_dict": {**wrapped("student.", 1), **wrapped("teacher.", 2)}}
+    path = save(tmp_path, content)
+    with pytest.raises(CheckpointError, match=r"2 models.*student, state_dict\.teacher") as error:
+        read_checkpoint(path)
+    assert error.value.hint is not None
+    assert "--checkpoint-key state_dict.student" in error.value.hint
+    assert torch.equal(head(path, "state_dict.teacher"), state(2)["head.weight"])
+
+
+def test_one_model_held_twice(tmp_path: Path) -> None:
+    content = {"state_dict": {**wrapped("model.backbone.", 1), **wrapped("ptr.", 1)}}
+    assert read_checkpoint(save(tmp_path, content)).place == "state_dict.ptr"
+
+
+def test_prefixes_that_collide(tmp_path: Path) -> None:
+    content = {**wrapped("model."), "model._orig_mod.head.bias": torch.ones(6)}
+    with pytest.raises(CheckpointError, match="names a weight twice"):
+        read_checkpoint(save(tmp_path, content))
+    both = {**wrapped("", 1), **wrapped("module.", 2)}
+    with pytest.raises(CheckpointError, match="2 models"):
+        read_checkpoint(save(tmp_path, both))
+
+
+def test_dictionaries_that_are_no_states(tmp_path: Path) -> None:
+    content = {"model": {"config": {"depth": 3}, "weights": wrapped("")}, "meta": {"state": 3}}
+    assert read_checkpoint(save(tmp_path, content)).key == "model.weights"
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        read_checkpoint(save(tmp_path, {"model": {"config": {"depth": 3}}}))
+
+
+def test_a_state_of_something_else(tmp_path: Path) -> None:
+    path = save(tmp_path, {"model": ones("conv1.weight"), "ema": ones("fc.weight")})
+    with pytest.raises(CheckpointError, match=r"missing stem.*no known variant fits"):
+        load_model(CARD, read_checkpoint(path))
+    with pytest.raises(CheckpointError, match="no entry 'weights'; it has: model, ema"):
+        read_checkpoint(path, "weights")
+
+
+def test_names_under_the_prefix_must_fit(tmp_path: Path) -> None:
+    content = {**wrapped("backbone."), **ones("backbone.extra.weight", "neck.weight")}
+    with pytest.raises(CheckpointError, match=r"unexpected extra\.weight") as error:
+        load_model(CARD, read_checkpoint(save(tmp_path, content)))
+    assert "neck" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "size"),
+    [
+        ("args", argparse.Namespace(input_size=384), 384),
+        ("args", argparse.Namespace(input_size=None, img_size=256), 256),
+        ("pretrained_cfg", {"input_size": (3, 288, 288), "crop_pct": 0.9}, 288),
+        ("hyper_parameters", {"img_size": [320, 320]}, 320),
+        ("args", argparse.Namespace(input_size=True), 0),
+        ("args", argparse.Namespace(input_size="384"), 0),
+        ("pretrained_cfg", {"input_size": (3, 288, 320)}, 0),
+        ("pretrained_cfg", {"input_size": (3, {}, [])}, 0),
+        ("config", {"input_size": 384}, 0),
+    ],
+)  # fmt: skip
+def test_the_size_it_was_trained_at(tmp_path: Path, entry: str, value: object, size: int) -> None:
+    assert read_checkpoint(save(tmp_path, {"model": state(1), entry: value})).training.size == size
