@@ -219,7 +219,17 @@ void Service::add_computing_routes(httplib::Server& server) {
       const Clock::time_point start = Clock::now();
       std::string body;
       response.status = 200;
-      if (read_body(request, response, reader, body)) handler(request, response, body);
+      if (batcher_.full() && route_of(request) != "other") {
+        // Under overload most requests end here: their bodies are passed over, not kept or parsed.
+        if (reader([](const char*, std::size_t) { return true; })) {
+          set_error(response, Status(Code::overloaded, "the queue is full", "try again later"));
+        } else {
+          close_with_error(response, Status(Code::argument, "the body did not come as announced"),
+                           400);
+        }
+      } else if (read_body(request, response, reader, body)) {
+        handler(request, response, body);
+      }
       metrics_.request(route_of(request), response.status,
                        std::chrono::duration<double>(Clock::now() - start).count());
     };
