@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from rest_deploy.artifact import to_json, write_text
 from rest_deploy.cards import load_card
 from rest_deploy.model.checkpoint import load_model
-from rest_deploy.model.deploy import DeployAttention, to_deploy
+from rest_deploy.model.deploy import to_deploy
+from rest_deploy.model.deploy.rest import DeployAttention
 from rest_deploy.model.reference import Reference
 from rest_deploy.model.rest import INSTANCE_NORM_EPS
 from rest_deploy.verify.metrics import relative_error

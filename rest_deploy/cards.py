@@ -20,10 +20,14 @@ def data_directory(name: str) -> Path:
 
 
 def available() -> dict[str, ModelCard]:
-    """All shipped cards by variant, smallest first."""
+    """All shipped cards by variant, family after family, each smallest first."""
     cards = [read_card(path) for path in sorted(data_directory("models").glob("*.toml"))]
-    order = sorted(cards, key=lambda c: (sum(c.architecture.dims), sum(c.architecture.depths)))
-    return {card.variant: card for card in order}
+
+    def size(card: ModelCard) -> tuple[str, int, int]:
+        inside = card.architecture
+        return inside.family, sum(inside.dims), sum(inside.depths)
+
+    return {card.variant: card for card in sorted(cards, key=size)}
 
 
 def load_card(variant: str) -> ModelCard:

@@ -33,7 +33,7 @@ from rest_deploy.artifact import staging
 from rest_deploy.cards import load_card
 from rest_deploy.contracts import ModelCard, Preprocessing
 from rest_deploy.errors import RestDeployError
-from rest_deploy.model.rest import ResT
+from rest_deploy.model.family import build
 from rest_deploy.preprocess import to_tensor
 
 BATCH = 2 * len(photos.LABELS)
@@ -69,6 +69,7 @@ OF_TIME = ((0.0, 96), (0.5, 160), (0.75, 224))
 
 RECIPES = {
     "nano": Recipe(steps=400, minutes=0.0, learning_rate=2e-3, phases=OF_STEPS),
+    "v2-nano": Recipe(steps=400, minutes=0.0, learning_rate=2e-3, phases=OF_STEPS),
     "lite": Recipe(steps=0, minutes=9.0, learning_rate=1e-3, phases=OF_TIME),
 }
 LARGER = Recipe(steps=0, minutes=30.0, learning_rate=5e-4, phases=OF_TIME)
@@ -251,7 +252,7 @@ def main(
     try:
         card = load_card(variant)
         recipe = recipe_for(card, minutes, steps)
-        model = ResT(card.architecture, len(photos.LABELS))
+        model = build(card.architecture, len(photos.LABELS))
         taken, seconds = train(model, recipe, seed, label_smoothing, card.preprocessing)
         accuracy = evaluate(model, card.preprocessing, test_crops, test_seed)
         click.echo(

@@ -10,12 +10,17 @@ from rest_deploy.cards import available, data_directory, load_card, read_card, r
 from rest_deploy.contracts import Published
 from rest_deploy.errors import CardError
 
-# Zhang and Yang, arXiv 2105.13677, table 3: top-1 %, parameters in M, GFLOPs, images/s on a V100.
+# Zhang and Yang, arXiv 2105.13677, table 3, and arXiv 2204.07366: top-1 %, parameters in M, GFLOPs,
+# images/s on a V100.
 PUBLISHED = {
     "lite": (77.2, 10.49, 1.4, 1246),
     "small": (79.6, 13.66, 1.9, 1043),
     "base": (81.6, 30.28, 4.3, 673),
     "large": (83.6, 51.63, 7.9, 429),
+    "v2-tiny": (82.3, 30, 4.1, 826),
+    "v2-small": (83.2, 41, 6.0, 687),
+    "v2-base": (83.7, 56, 7.9, 582),
+    "v2-large": (84.2, 87, 13.8, 415),
 }
 # The official model definitions: dims and depths a stage.
 SHAPES = {
@@ -23,6 +28,10 @@ SHAPES = {
     "small": ((64, 128, 256, 512), (2, 2, 6, 2)),
     "base": ((96, 192, 384, 768), (2, 2, 6, 2)),
     "large": ((96, 192, 384, 768), (2, 2, 18, 2)),
+    "v2-tiny": ((96, 192, 384, 768), (1, 2, 6, 2)),
+    "v2-small": ((96, 192, 384, 768), (1, 2, 12, 2)),
+    "v2-base": ((96, 192, 384, 768), (1, 3, 16, 3)),
+    "v2-large": ((128, 256, 512, 1024), (2, 3, 16, 2)),
 }
 
 
@@ -40,14 +49,18 @@ def read_changed(folder: Path, text: str, old: str, new: str) -> None:
 
 def test_every_shipped_card_is_valid_and_named_after_its_file() -> None:
     files = sorted(data_directory("models").glob("*.toml"))
-    assert len(files) == 5
+    assert len(files) == 10
     for path in files:
         card = read_card(path)
-        assert (card.name, f"rest_{card.variant}") == (path.stem, path.stem)
+        family = card.architecture.family.replace("_v2", "v2")
+        assert card.name == path.stem == f"{family}_{card.variant.removeprefix('v2-')}"
+        assert card.variant.startswith("v2-") is (family == "restv2")
 
 
-def test_available_is_smallest_first() -> None:
-    assert list(available()) == ["nano", "lite", "small", "base", "large"]
+def test_available_is_smallest_first_family_by_family() -> None:
+    sizes = ["tiny", "small", "base", "large"]
+    second = [f"v2-{size}" for size in ("nano", *sizes)]
+    assert list(available()) == ["nano", "lite", *sizes[1:], *second]
 
 
 @pytest.mark.parametrize("variant", PUBLISHED)
@@ -61,22 +74,23 @@ def test_published_numbers(variant: str) -> None:
         published.images_per_second_v100,
     ) == PUBLISHED[variant]
     assert published.size == 224
-    assert "2105.13677" in published.source
+    assert ("2204.07366" if variant.startswith("v2") else "2105.13677") in published.source
 
 
 @pytest.mark.parametrize("variant", SHAPES)
 def test_published_architecture(variant: str) -> None:
     architecture = load_card(variant).architecture
     assert (architecture.dims, architecture.depths) == SHAPES[variant]
-    assert architecture.heads == (1, 2, 4, 8)
+    first = variant.removeprefix("v2-") == variant
+    assert architecture.heads == ((2, 4, 8, 16) if variant == "v2-large" else (1, 2, 4, 8))
     assert architecture.sr_ratios == (8, 4, 2, 1)
     assert architecture.position_encoding == "pa"
-    assert architecture.head_mix
-    assert architecture.attention_norm
+    assert architecture.head_mix is architecture.attention_norm is first
 
 
-def test_nano_claims_no_published_numbers() -> None:
-    assert load_card("nano").published is None
+@pytest.mark.parametrize("variant", ["nano", "v2-nano"])
+def test_nano_claims_no_published_numbers(variant: str) -> None:
+    assert load_card(variant).published is None
 
 
 @pytest.mark.parametrize("variant", PUBLISHED)
@@ -96,11 +110,13 @@ def test_a_card_goes_by_its_variant_its_name_or_its_path(card_text: str, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("asked", "meant"), [("lit", "lite"), ("LARGE", "large"), ("rest-smal", "rest_small")]
+    ("asked", "meant"),
+    [("lit", "lite"), ("LARGE", "large"), ("rest-smal", "rest_small"), ("v2_tiny", "v2-tiny")],
 )
 def test_unknown_variant_is_told_the_closest(asked: str, meant: str) -> None:
     with pytest.raises(CardError, match="known: nano, lite, small, base, large") as caught:
         load_card(asked)
+    assert "v2-nano, v2-tiny, v2-small, v2-base, v2-large" in str(caught.value)
     assert caught.value.hint == f"did you mean {meant!r}?"
     assert caught.value.exit_code == 3
 
@@ -154,6 +170,24 @@ def test_the_unchanged_card_is_accepted(card_text: str, tmp_path: Path) -> None:
 def test_neither_mix_nor_norm_is_an_allowed_ablation(card_text: str, tmp_path: Path) -> None:
     text = card_text.replace("attention_norm = true", "attention_norm = false")
     read_changed(tmp_path, text, "head_mix = true", "head_mix = false")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("head_mix = false", "head_mix = true", "rest_v2 has neither a head mix nor"),
+        ("attention_norm = false", "", "attention_norm must be false"),
+        ("qkv_bias = true", "qkv_bias = false", "qkv_bias = true and position_encoding"),
+        ('position_encoding = "pa"', 'position_encoding = "gl"', "\"none\", got true and 'gl'"),
+        ("[8, 4, 2, 1]", "[8, 3, 2, 1]", "1 or even, got [8, 3, 2, 1]"),
+    ],
+)
+def test_what_v2_does_not_have_is_refused(tmp_path: Path, old: str, new: str, told: str) -> None:
+    text = (data_directory("models") / "restv2_nano.toml").read_text(encoding="utf-8")
+    read_changed(tmp_path, text, old, old)
+    with pytest.raises(CardError) as caught:
+        read_changed(tmp_path, text, old, new)
+    assert told in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -689,7 +689,11 @@ def test_verify_says_when_it_fails(model: Path) -> None:
 def test_variants_json() -> None:
     report = json.loads(done("variants", "--json"))
     assert set(report) == {"rows", "note"}
-    assert [row["variant"] for row in report["rows"]][:2] == ["nano", "lite"]
+    variants = [row["variant"] for row in report["rows"]]
+    assert (variants[:2], variants[5:7]) == (["nano", "lite"], ["v2-nano", "v2-tiny"])
+    counted = {row["variant"]: row for row in report["rows"]}
+    assert counted["v2-tiny"]["parameters_m"] == pytest.approx(30.43, abs=0.01)
+    assert counted["v2-tiny"]["published_top1"] == 82.3
 
 
 def test_doctor_json() -> None:

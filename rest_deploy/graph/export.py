@@ -34,7 +34,7 @@ INLINE_LIMIT_BYTES = 2_000_000_000
 
 
 def trace(module: nn.Module, opset: int, output_name: str) -> tuple[ir.Model, dict[str, int]]:
-    """A rewritten module (model/deploy.py) -> ONNX IR with dynamic axes batch, height, width.
+    """A rewritten module (model/deploy) -> ONNX IR with dynamic axes batch, height, width.
 
     Returns the graph and how often each pass fired. Raises `InputError` for an opset outside
     `OPSETS`.

@@ -31,6 +31,13 @@ def _to_grid(tokens: ir.Value, like: ir.Value) -> ir.Value:
     return op.Transpose(op.Reshape(tokens, rows), perm=[0, 3, 1, 2])
 
 
+def _depth_to_space(x: ir.Value, like: ir.Value, ratio: int) -> ir.Value:
+    # CRD is PyTorch's order of channels. Cut off is nothing where the ratio divides the size.
+    fine = op.DepthToSpace(x, blocksize=ratio, mode="CRD")
+    starts, axes = op.Constant(value_ints=[0, 0]), op.Constant(value_ints=[2, 3])
+    return op.Slice(fine, starts, op.Shape(like, start=2), axes)
+
+
 def _key_share(p: ir.Value) -> ir.Value:
     # p's own type is known here; CastLike would be resolved later, without its place in the model.
     return op.Reciprocal(op.Cast(op.Shape(p, start=3), to=int(p.dtype or ir.DataType.FLOAT)))
@@ -43,5 +50,6 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         operators.reshape.default: _reshape,
         operators.to_tokens.default: _to_tokens,
         operators.to_grid.default: _to_grid,
+        operators.depth_to_space.default: _depth_to_space,
         operators.key_share.default: _key_share,
     }

@@ -18,14 +18,17 @@ class Stage(nn.ModuleList):
     ceil(W/4) are multiples of 8.
     """
 
-    def tokens(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, H*W, C)
+    def tokens(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """x: (B, C, H, W) -> (B, H*W, C). norm: of the tokens, before the first block."""
         tokens = x.flatten(2).transpose(1, 2)
+        tokens = norm(tokens) if norm is not None else tokens
         for block in self:
             tokens = block(tokens, x)
         return tokens
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
-        return self.tokens(x).transpose(1, 2).reshape(x.shape)
+    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """The same as a map: (B, C, H, W) -> (B, C, H, W)."""
+        return self.tokens(x, norm).transpose(1, 2).reshape(x.shape)
 
 
 class Features(NamedTuple):

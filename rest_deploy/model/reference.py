@@ -34,7 +34,8 @@ class Reference:
 
 
 class DepthwiseTaps(nn.Module):
-    """A depthwise convolution as the sum over its k*k taps of shifted maps.
+    """A depthwise convolution, of one or more outputs a channel, as the sum over its k*k taps of
+    shifted maps.
 
     PyTorch runs a float64 depthwise convolution as one convolution per channel, 1,868 of them
     in ResT-lite, each with its own thread barrier.
@@ -44,20 +45,23 @@ class DepthwiseTaps(nn.Module):
         super().__init__()
         self.conv = conv
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H', W')
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C * m, H', W')
         conv = self.conv
+        outputs = conv.out_channels // conv.in_channels  # m, of each channel
         kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
         height, width = (
             (size + 2 * padding - kernel) // stride + 1 for size in (x.shape[2], x.shape[3])
         )
         padded = nn.functional.pad(x, (padding,) * 4)
-        out = x.new_zeros(x.shape[0], x.shape[1], height, width)
+        weight = conv.weight.reshape(x.shape[1], outputs, kernel, kernel)
+        out = x.new_zeros(x.shape[0], x.shape[1], outputs, height, width)
         for i in range(kernel):
             for j in range(kernel):
                 shifted = padded[
                     :, :, i : i + stride * height : stride, j : j + stride * width : stride
                 ]
-                out += shifted * conv.weight[:, 0, i, j, None, None]
+                out += shifted[:, :, None] * weight[:, :, i, j, None, None]
+        out = out.flatten(1, 2)
         return out if conv.bias is None else out + conv.bias[:, None, None]
 
 

@@ -50,6 +50,22 @@ def _(tokens: Tensor, like: Tensor) -> Tensor:
     return tokens.new_empty(like.shape)
 
 
+@torch.library.custom_op(f"{NAMESPACE}::depth_to_space", mutates_args=())
+def depth_to_space(x: Tensor, like: Tensor, ratio: int) -> Tensor:
+    """(B, C*s*s, H', W') -> (B, C, H, W), each cell's channels as s x s pixels in PyTorch's order.
+
+    like: (B, ., H, W) of at most H' * s rows and W' * s columns; what is beyond is cut off.
+    """
+    fine = torch.nn.functional.pixel_shuffle(x, ratio)
+    return fine[:, :, : like.shape[2], : like.shape[3]].clone(memory_format=torch.contiguous_format)
+
+
+@depth_to_space.register_fake
+def _(x: Tensor, like: Tensor, ratio: int) -> Tensor:
+    channels = x.shape[1] // (ratio * ratio)
+    return x.new_empty((x.shape[0], channels, like.shape[2], like.shape[3]))
+
+
 @torch.library.custom_op(f"{NAMESPACE}::key_share", mutates_args=())
 def key_share(p: Tensor) -> Tensor:
     """(B, h, N, M) -> (1,): 1/M, the mean of a softmax row over M keys."""

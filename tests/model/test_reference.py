@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -16,6 +17,14 @@ def test_taps_equal_the_convolution() -> None:
         x = torch.randn(2, 6, 29, 17, dtype=torch.float64)
         with torch.inference_mode():
             assert relative(DepthwiseTaps(conv)(x), conv(x)) < 1e-14
+
+
+@pytest.mark.parametrize("outputs", [2, 16])
+def test_several_outputs_a_channel(outputs: int) -> None:
+    conv = nn.Conv2d(6, 6 * outputs, 3, padding=1, groups=6).double()
+    x = torch.randn(2, 6, 5, 7, dtype=torch.float64)
+    with torch.inference_mode():
+        assert relative(DepthwiseTaps(conv)(x), conv(x)) < 1e-14
 
 
 def test_float64_reference_equals_the_module() -> None:

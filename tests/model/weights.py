@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from rest_deploy.model.rest import ResT
+from rest_deploy.model.backbone import Backbone
+
+GOLDEN = Path(__file__).parents[1] / "assets" / "golden"
+
+Module = TypeVar("Module", bound=Backbone)
 
 
 def golden_value(name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -26,12 +32,18 @@ def golden_value(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.tensor(z, dtype=torch.float64)
 
 
-def set_golden(module: ResT) -> ResT:
+def set_golden(module: Module) -> Module:
     """`module` in float64, eval mode, with the recipe's weights."""
     module = module.double().eval()
     state = {k: golden_value(k, tuple(v.shape)) for k, v in module.state_dict().items()}
     module.load_state_dict(state)
     return module
+
+
+def official(name: str, height: int, width: int) -> torch.Tensor:
+    """(2, 1000) float64: what the official code returns for `golden_image`."""
+    with np.load(GOLDEN / "official.npz") as stored:
+        return torch.tensor(stored[f"{name}/{height}x{width}"])
 
 
 def golden_image(height: int, width: int) -> torch.Tensor:

@@ -11,17 +11,17 @@ import torch
 from rest_deploy.cards import load_card
 from rest_deploy.contracts import InstanceNormForm
 from rest_deploy.errors import InvariantError
-from rest_deploy.model import deploy
-from rest_deploy.model.backbone import Stage
+from rest_deploy.model.backbone import Backbone, Stage
 from rest_deploy.model.cost import macs
-from rest_deploy.model.deploy import (
+from rest_deploy.model.deploy import rest, to_deploy
+from rest_deploy.model.deploy.rest import (
     REWRITES,
     DeployAttention,
-    DeployStage,
     FoldedNorm,
     OneHeadAttention,
-    to_deploy,
+    rewrites,
 )
+from rest_deploy.model.deploy.split import DeployStage
 from rest_deploy.model.rest import EfficientAttention, ResT
 from tests.model.weights import golden_image, relative, set_golden
 
@@ -100,10 +100,10 @@ def test_float32_comes_back_as_float32() -> None:
 
 
 def test_a_rewrite_that_misses_a_place_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fold_batch_norm(_model: ResT) -> int:
+    def fold_batch_norm(_model: Backbone) -> int:
         return 4
 
-    monkeypatch.setattr(deploy, "REWRITES", (fold_batch_norm, *REWRITES[2:]))
+    monkeypatch.setattr(rest, "REWRITES", (fold_batch_norm, *REWRITES[2:]))
     with pytest.raises(InvariantError, match="fold_batch_norm fired 4 times, expected 5"):
         to_deploy(reference())
 
@@ -193,8 +193,7 @@ def _holder(module: EfficientAttention, form: str) -> DeployAttention | OneHeadA
     """The attention after all rewrites, through the public list."""
     model = ResT(load_card("nano").architecture, 0).double()
     model.stage4[0].attn = copy.deepcopy(module)
-    rewrites = (*REWRITES, *deploy.NORM_REWRITES[form])  # type: ignore[index]  # parametrized str
-    for rewrite in rewrites:
+    for rewrite in rewrites(form):  # type: ignore[arg-type]  # parametrized str
         rewrite(model)
     attention = model.stage4[0].attn
     if module.heads == 1:
