@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow test-cpp test-cpp-sanitizers lint triton-venv clean
+.PHONY: setup demo docs test test-slow test-cpp test-cpp-sanitizers lint triton-venv clean
 
 setup: .venv/installed
 
@@ -15,6 +15,10 @@ setup: .venv/installed
 
 demo: setup
 	$(BIN)/python scripts/demo.py
+
+# Reference pages of the Python API, from its docstrings: build/api/index.html.
+docs: setup
+	$(BIN)/python scripts/api_docs.py build/api
 
 lint: setup
 	$(BIN)/ruff check .

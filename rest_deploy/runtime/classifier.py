@@ -32,7 +32,9 @@ class Prediction(Struct, frozen=True):
 class Classifier:
     """A session with the preprocessing and the labels the model was exported with.
 
-    >>> Classifier.open("build/rest_lite.onnx").classify("cat.jpg", top=3)
+    >>> classifier = rest_deploy.Classifier.open("build/rest_nano.onnx")
+    >>> [found.label for found in classifier.classify("astronaut.png", top=1)]
+    ['astronaut']
     """
 
     def __init__(self, session: Session) -> None:

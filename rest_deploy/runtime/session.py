@@ -29,9 +29,10 @@ Float32 = npt.NDArray[np.float32]
 class Session:
     """A loaded model. Open it once, call it from any number of threads.
 
-    >>> session = Session.open("build/rest_lite.onnx")
-    >>> session.run(images).shape  # images: (N, 3, H, W) float32, normalized
-    (N, 1000)
+    >>> session = rest_deploy.Session.open("build/rest_nano.onnx")
+    >>> images = numpy.zeros((2, 3, 96, 64), numpy.float32)  # (N, 3, H, W), normalized
+    >>> session.run(images).shape
+    (2, 22)
     """
 
     def __init__(

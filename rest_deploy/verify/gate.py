@@ -40,6 +40,12 @@ from 100 and more calibration images are met to 0.6 and more by 100 others."""
 MOST_RANGE_USE = 4.0
 """Beyond, values saturate at a quarter of their size. Clipping algorithms stay within 3."""
 
+OTHER_RECIPE = (
+    'rest-deploy sensitivity --budget "agreement>=99%" finds the layers that cost it and writes a '
+    "recipe without them, for build-engine --recipe; --no-gate builds it anyway"
+)
+"""A shipped recipe was chosen on other weights than the user's."""
+
 RANGE_IMAGES = 64
 
 WEIGHT_ERROR = 0.08
@@ -107,12 +113,13 @@ def judge(
 def enforce(result: GateResult, what: str) -> None:
     """Raise `VerificationError` naming every check that failed."""
     red = [check for check in result.checks if not check.passed]
+    quantized = any(check.name == "weight error" for check in result.checks)
     if red:
         lines = "; ".join(describe(check) for check in red)
         raise VerificationError(
             f"{what} does not pass the accuracy gate ({result.images} images, {result.source}): "
             f"{lines}; nothing was written",
-            hint="rest-deploy sensitivity shows which layers cost what; --no-gate builds it anyway",
+            hint=OTHER_RECIPE if quantized else "--no-gate builds it anyway",
         )
 
 

@@ -17,8 +17,8 @@ PACKAGE = Path(rest_deploy.__file__).parent
 STAGES = (
     *("errors", "stored", "architecture", "signature", "contracts", "artifact", "cards"),
     *("preprocess", "photos", "model", "graph", "quant", "cuda_driver", "engine", "runtime"),
-    *("verify", "bench", "serve", "embed", "packages", "doctor", "verbs", "report", "console"),
-    *("options", "commands", "cli"),
+    *("verify", "bench", "serve", "embed", "packages", "doctor", "verbs", "report", "api"),
+    *("console", "options", "commands", "cli"),
 )
 """A module imports its own stage and those before it. A new module gets its place here."""
 
