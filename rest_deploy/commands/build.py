@@ -27,7 +27,9 @@ from rest_deploy.options import (
 
 
 @click.command()
-@click.option("--variant", required=True, help="lite, small, base, large, nano, or a card (.toml).")
+@click.option(
+    "--variant", required=True, help="A name (see: rest-deploy variants) or a card (.toml)."
+)
 @click.option("--checkpoint", type=PATH, help=".pth or .safetensors. [default: fresh weights]")
 @export_options
 @click.option(
@@ -176,7 +178,9 @@ def build_engine(
 
 
 @click.command()
-@click.option("--variant", required=True, help="lite, small, base, large, nano, or a card (.toml).")
+@click.option(
+    "--variant", required=True, help="A name (see: rest-deploy variants) or a card (.toml)."
+)
 @export_options
 @click.option("--backend", default="auto", show_default=True,
               help="auto, tensorrt, tensorrt-rtx, openvino, onnxruntime.")  # fmt: skip

@@ -12,7 +12,7 @@ import msgspec
 from rest_deploy.artifact import Parity, Sidecar, data_sha256, publish, sha256_file, staging
 from rest_deploy.cards import load_card, read_labels
 from rest_deploy.contracts import InstanceNormForm, ModelCard, ModelMetadata, Struct
-from rest_deploy.errors import CheckpointError, VerificationError, require
+from rest_deploy.errors import CheckpointError, InputError, VerificationError, require
 from rest_deploy.verbs.progress import Progress, silent, step
 from rest_deploy.verify.parity import Case, CaseResult, bound, compare, synthetic_images
 
@@ -72,6 +72,11 @@ def export(
     require("onnxruntime", "onnxruntime")
     card = variant if isinstance(variant, ModelCard) else load_card(variant)
     named = variant if isinstance(variant, str) else card.variant
+    if instance_norm != "folded" and not card.architecture.attention_norm:
+        raise InputError(
+            f"--instance-norm {instance_norm}: the attention of {named} has no InstanceNorm",
+            hint="leave --instance-norm out",
+        )
     with step(progress, "imported PyTorch"):
         from rest_deploy.graph import export as graph_export
         from rest_deploy.model.checkpoint import load_model, read_checkpoint
@@ -152,7 +157,7 @@ def _prove(
 
     session, limit = Session.open(staged), bound(metadata)
     results = compare(session.run, reference, EXPORT_CASES, synthetic_images, limit)
-    folded = metadata.instance_norm == "folded" or not metadata.card.architecture.attention_norm
+    folded = metadata.instance_norm == "folded"
     for result in results:
         small = result.case.height * result.case.width <= UNFOLDED_PROVEN_PIXELS
         allowed = limit if folded else limit * UNFOLDED_SLACK
