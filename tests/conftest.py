@@ -9,7 +9,9 @@ import pytest
 
 from rest_deploy.artifact import read_sidecar, sha256_file, sidecar_path
 
-TRAINED_WEIGHTS = Path(__file__).parent / "assets" / "rest_nano_photos.safetensors"
+ASSETS = Path(__file__).parent / "assets"
+TRAINED_WEIGHTS = ASSETS / "rest_nano_photos.safetensors"
+TRAINED_V2_WEIGHTS = ASSETS / "rest_v2_nano_photos.safetensors"
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +35,17 @@ def trained_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("trained")
     verbs.export("nano", output_dir=folder, checkpoint=TRAINED_WEIGHTS)
     yield from _unchanged(folder / "rest_nano.onnx")
+
+
+@pytest.fixture(scope="session")
+def trained_v2_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """restv2_nano.onnx, trained on the same photos."""
+    pytest.importorskip("torch")
+    from rest_deploy import verbs
+
+    folder = tmp_path_factory.mktemp("trained-v2")
+    verbs.export("v2-nano", output_dir=folder, checkpoint=TRAINED_V2_WEIGHTS)
+    yield from _unchanged(folder / "restv2_nano.onnx")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DATATYPES = {"Int8": "int8", "FP8": "fp8", "Half": "fp16", "BFloat16": "bf16", "Float": "fp32"}
 """NVIDIA's names in ours."""
 
-DEPTHWISE = ("pa", "sr")
+DEPTHWISE = ("pa", "sr", "up")
 EIGHT_BITS = frozenset({"int8", "fp8"})
 
 

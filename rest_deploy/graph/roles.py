@@ -8,18 +8,19 @@ from typing import Literal, get_args
 
 Role = Literal[
     "stem", "patch", "pa", "qkv", "offset", "scores", "transform", "norm", "context", "proj", "sr",
-    "mlp", "head",
+    "up", "mlp", "head",
 ]  # fmt: skip
 """A block's own names. qkv: the three projections; offset: q's bias as one number a key, of an
 attention with one head, which has no q and no proj; scores: q k^T; transform: the head mix;
 norm: what stands between softmax and context; context: map times v; mlp: fc1 and fc2;
-pa: the position encoding's depthwise convolution; sr: the spatial reduction's."""
+pa: the position encoding's depthwise convolution; sr: the spatial reduction's; up: that of the
+branch beside the attention (ResT v2), which brings the values back to the queries' resolution."""
 
 ROLES: tuple[Role, ...] = get_args(Role)
 
 _PATTERNS: tuple[tuple[str, Role], ...] = (
     (r"stem\.conv\d\.Conv", "stem"),
-    (r"patch_embed_\d\.conv\.Conv", "patch"),
+    (r"patch_(embed_\d\.conv|\d\.proj)\.Conv", "patch"),
     (r".*\.pos\.(pa|gl)_conv\.Conv", "pa"),
     (r".*\.attn\.[qkv]\.MatMul", "qkv"),
     (r".*\.attn\.k_offset\.MatMul", "offset"),
@@ -29,6 +30,7 @@ _PATTERNS: tuple[tuple[str, Role], ...] = (
     (r".*\.attn\.context\.MatMul", "context"),
     (r".*\.attn\.proj\.MatMul", "proj"),
     (r".*\.attn\.sr\.Conv", "sr"),
+    (r".*\.attn\.up\.Conv", "up"),
     (r".*\.mlp\.fc[12]\.MatMul", "mlp"),
     (r"head\.(Gemm|MatMul)", "head"),
 )
@@ -36,8 +38,8 @@ _PATTERNS: tuple[tuple[str, Role], ...] = (
 
 @dataclass(frozen=True)
 class Place:
-    """A computing node's place: block "stage3.4", "patch_embed_2", "stem.conv2" or "head", and
-    role."""
+    """A computing node's place: block "stage3.4", "patch_embed_2" (v2: "patch_2"), "stem.conv2" or
+    "head", and role."""
 
     block: str
     role: Role
@@ -73,7 +75,7 @@ softmax and InstanceNorm; norm: LayerNorm; other: activations, residuals, layout
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _OF_ROLE: dict[Role, Kind] = {
-    "stem": "conv", "patch": "conv", "pa": "conv", "sr": "conv",
+    "stem": "conv", "patch": "conv", "pa": "conv", "sr": "conv", "up": "conv",
     "qkv": "gemm", "offset": "gemm", "proj": "gemm", "mlp": "gemm", "head": "gemm",
     "scores": "attention", "transform": "attention", "norm": "attention", "context": "attention",
 }  # fmt: skip
@@ -94,7 +96,7 @@ _OF_OPERATOR: dict[str, Kind] = {
 
 _PARTS: tuple[tuple[str, str], ...] = (
     (r"stem\..*", "stem"),
-    (r"patch_embed_(\d)\..*", r"patch\1"),
+    (r"patch_(?:embed_)?(\d)\..*", r"patch\1"),
     (r"(stage\d\.\d+)\..*", r"\1"),
     (r"(head|norm)\..*", "head"),
 )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from rest_deploy.contracts import Dims
 from rest_deploy.errors import ArtifactError
@@ -57,7 +59,7 @@ def at_shape(model: onnx.ModelProto, shape: Dims) -> dict[str, Tensor]:
         output.type.tensor_type.ClearField("shape")
     del fixed.graph.value_info[:]
     try:
-        inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True, strict_mode=True).graph
+        inferred = _inferred(fixed)
     except onnx.shape_inference.InferenceError as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(
@@ -72,6 +74,42 @@ def at_shape(model: onnx.ModelProto, shape: Dims) -> dict[str, Tensor]:
     }
     found |= {
         tensor.name: Tensor(tuple(tensor.dims), tensor.data_type)
-        for tensor in model.graph.initializer
+        for tensor in fixed.graph.initializer
     }
     return found
+
+
+def _inferred(model: onnx.ModelProto) -> onnx.GraphProto:
+    """Shape inference, in as many rounds as it needs: it takes the bounds of a Slice from constants
+    only, so known shapes that the graph asks for (Shape) become constants, in `model` itself."""
+    while True:
+        graph: onnx.GraphProto = onnx.shape_inference.infer_shapes(
+            model, data_prop=True, strict_mode=True
+        ).graph
+        if not _state_shapes(model.graph, graph):
+            return graph
+
+
+def _state_shapes(graph: onnx.GraphProto, inferred: onnx.GraphProto) -> int:
+    """Replace the Shape nodes that a Slice reads by their values as far as these are known; returns
+    how many."""
+    bounds = {name for node in graph.node if node.op_type == "Slice" for name in node.input[1:]}
+    dims = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.input, *inferred.value_info)
+        if value.type.tensor_type.HasField("shape")
+        and all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)
+    }
+    stated = [
+        node
+        for node in graph.node
+        if node.op_type == "Shape" and node.output[0] in bounds and node.input[0] in dims
+    ]
+    for node in stated:
+        ends = {each.name: each.i for each in node.attribute}
+        values = dims[node.input[0]][ends.get("start", 0) : ends.get("end")]
+        graph.initializer.append(
+            numpy_helper.from_array(np.array(values, np.int64), node.output[0])
+        )
+        graph.node.remove(node)
+    return len(stated)

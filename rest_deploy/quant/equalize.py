@@ -9,7 +9,9 @@ what made the activation:
 - LayerNorm's gain and bias (before q, k, v, fc1, the head); the reduction `sr` that reads the
   same tokens is depthwise and takes its s_c too;
 - v's columns, before proj: everything between them (map, InstanceNorm's scalar, transposes) is
-  linear in v and keeps heads and channels in place;
+  linear in v and keeps heads and channels in place. A branch beside the attention (ResT v2) reads v
+  too: its convolution is depthwise and takes its s_c, so that what its LayerNorm sees stays, and
+  that one's gain and bias are divided, since proj reads the sum of both;
 - a convolution's output channels through ReLU (within the stem).
 
 fc2 (behind GELU) and the patch embeddings (the residual stream) have no such partner.
@@ -28,13 +30,16 @@ from rest_deploy.graph.roles import place
 
 Array = npt.NDArray[np.floating]
 
+LAYOUT = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze"})
+"""Operators that keep the values."""
+
 
 @dataclass(frozen=True)
 class Site:
     """`activation` (value name) made by `sources` (initializer name, axis; divided by s) and read
     by `readers` (initializer name, axis of the input channels; multiplied by s). `followers` are
-    depthwise readers: multiplied too, but their range does not count; they read `maps`, the same
-    channels in another layout."""
+    depthwise readers of one or more outputs a channel: multiplied too, but their range does not
+    count; they read `maps`, the same channels in another layout."""
 
     activation: str
     sources: tuple[tuple[str, int], ...]
@@ -103,15 +108,43 @@ def _norm_site(node: ir.Node) -> Site | None:
 
 
 def _value_site(node: ir.Node) -> Site | None:
-    """v -> ... -> proj; refused when v still has a bias (nothing else reads v)."""
-    stem = (node.name or "").removesuffix(".v.MatMul")
-    graph = node.graph
-    if graph is None or any(use.node.op_type == "Add" for use in node.outputs[0].uses()):
+    """v -> ... -> proj, with the branch that reads v where there is one. Refused when proj reads
+    neither the context alone nor its sum with that branch."""
+    attention = (node.name or "").removesuffix(".v.MatMul")
+    if node.graph is None:
         return None
-    proj = next((n for n in graph if n.name == f"{stem}.proj.MatMul"), None)
-    if proj is None:
+    found = {n.name.removeprefix(f"{attention}."): n for n in node.graph
+             if n.name and n.name.startswith(f"{attention}.")}  # fmt: skip
+    proj, context = found.get("proj.MatMul"), found.get("context.MatMul")
+    if proj is None or context is None:
         return None
-    return Site(_name(proj.inputs[0]), ((_name(node.inputs[1]), 1),), ((_name(proj.inputs[1]), 0),))
+    sources = [(_name(node.inputs[1]), 1)]
+    if "v.Add" in found:
+        sources += [(_name(bias), 0) for bias in found["v.Add"].inputs if _is_constant(bias)]
+    activation, reader = _name(proj.inputs[0]), (_name(proj.inputs[1]), 0)
+    if _moved_from(proj.inputs[0]) is context:
+        return Site(activation, tuple(sources), (reader,))
+    up, up_norm = found.get("up.Conv"), found.get("up_norm.LayerNormalization")
+    total = proj.inputs[0].producer() if proj.inputs[0] is not None else None
+    if up is None or up_norm is None or total is None or total.op_type != "Add":
+        return None
+    if {_moved_from(value) for value in total.inputs} != {context, up_norm}:
+        return None
+    sources += [(_name(value), 0) for value in up_norm.inputs[1:3] if value is not None]
+    follower = (_name(up.inputs[1]), 0)
+    return Site(activation, tuple(sources), (reader,), (follower,), (_name(up.inputs[0]),))
+
+
+def _moved_from(value: ir.Value | None) -> ir.Node | None:
+    """The node that made `value`, behind changes of its layout."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in LAYOUT:
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return node
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer()
 
 
 def _relu_site(node: ir.Node) -> Site | None:
@@ -156,10 +189,12 @@ def _constant(model: ir.Model, name: str) -> npt.NDArray[np.float64]:
 
 
 def _scale(model: ir.Model, name: str, axis: int, factor: npt.NDArray[np.float64]) -> None:
+    """factor: (C,), of an axis of C channels or of a whole number of outputs a channel."""
     array = _constant(model, name)
     shape = [1] * array.ndim
     shape[axis] = -1
-    scaled = (array * factor.reshape(shape)).astype(np.float32)
+    each = np.repeat(factor, array.shape[axis] // len(factor))
+    scaled = (array * each.reshape(shape)).astype(np.float32)
     model.graph.initializers[name].const_value = ir.tensor(scaled, name=name)
 
 

@@ -14,7 +14,7 @@ rho still is that of the undivided v: what it does to the context then stays one
 and ranges found before equalization hold after it. INT8's logit error falls by 56 % on
 rest_nano, by 14 % on rest_lite: docs/quantization.md.
 
-Only where the folded InstanceNorm is (heads > 1): elsewhere the softmax bounds the context.
+Only where the folded InstanceNorm is (v1, heads > 1): elsewhere the softmax bounds the context.
 """
 
 from __future__ import annotations

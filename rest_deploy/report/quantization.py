@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 
 from rest_deploy.contracts import Build, GateResult
@@ -217,10 +218,12 @@ def _shade(error: float, worst: float) -> str:
     return SHADES[max(0, len(SHADES) - 1 - steps)]
 
 
-def _depth(block: str) -> tuple[float, str]:
-    """Order of the data flow: stem, stage1, patch_embed_2, stage2, …, head."""
+def _depth(block: str) -> tuple[float, int, str]:
+    """Order of the data flow: stem, stage1.0, patch_embed_2, stage2.0, …, stage3.10, …, head."""
     if block == "head":
-        return (99.0, block)
-    digits = "".join(c for c in block if c.isdigit() or c == ".").strip(".")
-    number = float(digits or 0)
-    return (number - 0.5 if block.startswith("patch") else number, block)
+        return 99.0, 0, block
+    numbers = [int(digits) for digits in re.findall(r"\d+", block)]
+    if block.startswith("stem"):
+        return 0.0, sum(numbers), block
+    stage, index = [*numbers, 0, 0][:2]
+    return (stage - 0.5 if block.startswith("patch") else stage), index, block

@@ -195,9 +195,14 @@ def _describe(metadata: ModelMetadata) -> list[tuple[str, str]]:
             f"{preprocessing.interpolation} to {preprocessing.resize}, crop {preprocessing.crop}, "
             f"mean {list(preprocessing.mean)}, std {list(preprocessing.std)}",
         ),
-        ("graph", f"opset {metadata.opset}, InstanceNorm {metadata.instance_norm}"),
+        ("graph", f"opset {metadata.opset}, {_norm(metadata)}"),
         ("tools", ", ".join(f"{name} {version}" for name, version in metadata.tools.items())),
     ]
+
+
+def _norm(metadata: ModelMetadata) -> str:
+    normed = metadata.card.architecture.attention_norm
+    return f"InstanceNorm {metadata.instance_norm}" if normed else "no InstanceNorm"
 
 
 def _classes(metadata: ModelMetadata) -> str:

@@ -187,7 +187,8 @@ def bench(
     subjects = [Subject(one.label, _opener(one.path)) for one in found]
     eager = _eager(metadata, wishes, notes) if wishes.pytorch else None
     norms = None
-    if eager is not None and found[0].sidecar.build is None:
+    normed = metadata.card.architecture.attention_norm
+    if normed and eager is not None and found[0].sidecar.build is None:
         with step(progress, "compared float32 with float64 at several sizes"):
             norms = norm_errors(source, eager(wishes.threads[0]), wishes.checkpoint, command)
     if eager is not None:

@@ -12,7 +12,7 @@ import msgspec
 from rest_deploy.artifact import Parity, Sidecar, data_sha256, publish, sha256_file, staging
 from rest_deploy.cards import load_card, read_labels
 from rest_deploy.contracts import InstanceNormForm, ModelCard, ModelMetadata, Struct
-from rest_deploy.errors import CheckpointError, VerificationError, require
+from rest_deploy.errors import CheckpointError, InputError, VerificationError, require
 from rest_deploy.verbs.progress import Progress, silent, step
 from rest_deploy.verbs.source import choose
 from rest_deploy.verify.parity import Case, CaseResult, bound, compare, synthetic_images
@@ -88,6 +88,7 @@ def export(
             variant, checkpoint, key=checkpoint_key, input_size=input_size, resize=resize
         )
         card = source.card
+        _check_form(instance_norm, card)
         loaded = load_model(card, source.checkpoint, num_classes=num_classes, seed=seed)
     if not loaded.pooled:
         raise CheckpointError(
@@ -160,6 +161,15 @@ def export(
         warnings=(*source.warnings, *warnings),
         notes=source.notes,
     )
+
+
+def _check_form(instance_norm: InstanceNormForm, card: ModelCard) -> None:
+    """Raise `InputError` where one is asked for and the variant has no such norm."""
+    if instance_norm != "folded" and not card.architecture.attention_norm:
+        raise InputError(
+            f"--instance-norm {instance_norm}: the attention of {card.variant} has no InstanceNorm",
+            hint="leave --instance-norm out",
+        )
 
 
 def file_name(metadata: ModelMetadata) -> str:

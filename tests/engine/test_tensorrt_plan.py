@@ -10,9 +10,11 @@ import onnx_ir as ir
 import pytest
 
 from rest_deploy import verbs
+from rest_deploy.contracts import Precision
+from rest_deploy.engine.proof import failures, prove, requested
 from rest_deploy.engine.tensorrt_plan import PlannedLayer, read_plan, weight_layers
 from rest_deploy.graph.precision import ISLAND, to_sixteen_bit
-from rest_deploy.graph.roles import Place
+from rest_deploy.graph.roles import Place, place
 from rest_deploy.quant.calibrate import calibrate, quantize
 from rest_deploy.quant.dataset import open_set
 from rest_deploy.quant.level import level
@@ -120,3 +122,39 @@ def test_lite(tmp_path: Path) -> None:
     model = Path(verbs.export("lite", output_dir=tmp_path).path)
     check_int8(int8_plan(model, tmp_path), gemms=35)
     check_fp16(model, tmp_path)
+
+
+V2 = ("v2-tiny", "v2-small", "v2-base", "v2-large")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", V2)
+def test_v2(variant: str, tmp_path: Path) -> None:
+    """Convolution and DepthToSpace of the branch too; tests/test_cli_v2.py has nano."""
+    report = verbs.export(variant, output_dir=tmp_path)
+    model = Path(report.path)
+    check_proof(model, tmp_path, "fp16")
+    check_proof(model, tmp_path, "int8")
+
+
+def check_proof(model: Path, folder: Path, precision: Precision) -> None:
+    """Every place of the model computes in what was asked for, and the branch is in the plan."""
+    graph = ir.load(model)
+    multiply = {"MatMul", "Gemm", "Conv"}
+    found = [place(node.name or "") for node in graph.graph if node.op_type in multiply]
+    places = [here for here in dict.fromkeys(found) if here is not None]
+    chosen: list[Place] = []
+    if precision == "int8":
+        preprocessing = Session.open(model).metadata.card.preprocessing
+        recipe = load_recipe("int8")
+        chosen = [here for here in places if recipe.wants(here)]
+        graph, _ = quantize(
+            model, calibrate(model, open_set(None, preprocessing, limit=16), recipe)
+        )
+    to_sixteen_bit(graph, "fp16")
+    ir.save(graph, folder / f"{precision}.onnx")
+    plan = planned(folder / f"{precision}.onnx")
+    rows = prove(plan, requested(places, precision, chosen, "fp16"))
+    assert failures(rows) == []
+    names = {name for layer in plan for name in layer.onnx_layers}
+    assert {"stage1.0.attn.DepthToSpace", "stage1.0.attn.up.Conv"} <= names

@@ -12,11 +12,18 @@ from rest_deploy.contracts import InstanceNormForm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["lite", "small", "base", "large"])
-def test_export_is_proven(variant: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("variant", "bound"),
+    [
+        *((variant, 5e-5) for variant in ("lite", "small", "base", "large")),
+        *((f"v2-{size}", 2e-6) for size in ("tiny", "small", "base", "large")),
+    ],
+)
+def test_export_is_proven(variant: str, bound: float, tmp_path: Path) -> None:
+    """v2 has no InstanceNorm that would amplify what float32 rounds."""
     report = verbs.export(variant, output_dir=tmp_path)
     assert all(result.passed for result in report.parity)
-    assert max(result.relative_error for result in report.parity) < 5e-5
+    assert max(result.relative_error for result in report.parity) < bound
     assert read_sidecar(Path(report.path)) is not None
 
 

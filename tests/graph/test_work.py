@@ -16,6 +16,7 @@ from rest_deploy.errors import ArtifactError
 from rest_deploy.graph.work import NOWHERE, Work, count, joined, summed
 from rest_deploy.model import cost
 from rest_deploy.model.deploy import to_deploy
+from rest_deploy.model.family import build
 from rest_deploy.model.rest import ResT
 
 IMAGE: Dims = (2, 3, 32, 48)
@@ -164,6 +165,21 @@ def test_as_the_module_is_counted(exported_nano: Path, shape: Dims) -> None:
         *("stage1.0", "stage2.0", "stage3.0", "stage3.1", "stage4.0"),
     }
     assert sum(each.flops for each in summed(works).values()) == expected
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 224, 224), (3, 3, 97, 131)])
+def test_a_branch_that_is_cut_to_the_map(trained_v2_nano: Path, shape: Dims) -> None:
+    """Its size is another tensor's shape, which inference alone does not follow."""
+    model = onnx.load(trained_v2_nano)
+    before = model.SerializeToString()
+    works = count(model, shape)
+    deployed, _ = to_deploy(build(load_card("v2-nano").architecture, 22))
+    expected = 2 * shape[0] * cost.macs(deployed, *shape[2:])
+    assert sum(work.flops for work in works) == expected
+    cut = next(work for work in works if work.operator == "Slice")
+    side = [-(-size // 4) for size in shape[2:]]
+    assert sum(cut.writes.values()) == 4 * shape[0] * 32 * side[0] * side[1]
+    assert model.SerializeToString() == before
 
 
 def test_the_float_graph_is_not_changed(exported_nano: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -85,3 +86,87 @@ def test_channels_are_evener(exported_nano: Path, observed: dict[str, Extent]) -
 
 def test_alpha_zero_moves_nothing(exported_nano: Path, observed: dict[str, Extent]) -> None:
     assert equalize(ir.load(exported_nano), channels(observed), 0.0) == {}
+
+
+# --- a branch beside the attention (ResT v2) -------------------------------------------------
+
+UP = "stage2.0.attn.up.weight"
+
+
+@pytest.fixture(scope="module")
+def observed_v2(trained_v2_nano: Path) -> dict[str, Extent]:
+    model = ir.load(trained_v2_nano)
+    return measure(model, observed_tensors(model, WITH_UP), lambda _done: [IMAGES])
+
+
+WITH_UP = msgspec.structs.replace(
+    load_recipe("int8"), quantize=(*load_recipe("int8").quantize, "up")
+)
+"""The branch's convolution too, so that the range of its input is told."""
+
+
+def test_sites_of_v2(trained_v2_nano: Path) -> None:
+    """As in v1, and v -> proj in the block with one head too: it has kept proj."""
+    found = list(sites(ir.load(trained_v2_nano)))
+    assert len(found) == 5 * 3 - 1 + 4 + 1 + 2
+    branches = [
+        site for site in found if any(name.endswith("up.weight") for name, _ in site.followers)
+    ]
+    assert len(branches) == 5
+    for site in branches:
+        names = {name.split(".attn.")[1] for name, _ in site.sources}
+        assert len(names) == 4
+        assert {"up_norm.weight", "up_norm.bias", "v.bias"} <= names
+        assert [name.split(".attn.")[1] for name, _ in site.readers] == ["proj.weight.T"]
+
+
+def equalized_v2(path: Path, observed: dict[str, Extent], folder: Path, keep: str = "") -> float:
+    """Error of the logits after equalization with the initializer `keep` put back."""
+    model = ir.load(path)
+    initializers = model.graph.initializers
+    kept = initializers[keep].const_value if keep else None
+    equalize(model, channels(observed), 0.5)
+    if keep:
+        initializers[keep].const_value = kept
+    ir.save(model, folder / "equalized.onnx")
+    before = Session.open(path).run(IMAGES).astype(np.float64)
+    return relative_error(before, Session.open(folder / "equalized.onnx").run(IMAGES))
+
+
+def test_the_function_of_v2_stays(
+    trained_v2_nano: Path, observed_v2: dict[str, Extent], tmp_path: Path
+) -> None:
+    assert equalized_v2(trained_v2_nano, observed_v2, tmp_path) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "part", ["up.weight", "up_norm.weight", "up_norm.bias", "v.bias", "sr.weight"]
+)
+def test_every_part_of_the_branch_is_rescaled(
+    trained_v2_nano: Path, observed_v2: dict[str, Extent], tmp_path: Path, part: str
+) -> None:
+    keep = f"stage2.0.attn.{part}"
+    assert equalized_v2(trained_v2_nano, observed_v2, tmp_path, keep) > 1e-4
+
+
+def test_ranges_of_the_branch_follow(trained_v2_nano: Path, observed_v2: dict[str, Extent]) -> None:
+    """What equalization says it divided by is what the tensors are divided by, the map of v too."""
+    model = ir.load(trained_v2_nano)
+    factors = equalize(model, channels(observed_v2), 0.5)
+    after = measure(model, observed_tensors(model, WITH_UP), lambda _done: [IMAGES])
+    convolution = next(n for n in model.graph if n.name == "stage2.0.attn.up.Conv")
+    value = convolution.inputs[0]
+    assert value is not None
+    for name in (value.name or "", *factors):
+        if name in observed_v2:
+            expected = observed_v2[name].channel_largest / factors[name]
+            np.testing.assert_allclose(after[name].channel_largest, expected, rtol=1e-3)
+
+
+def test_a_proj_that_reads_something_else_is_left_alone(trained_v2_nano: Path) -> None:
+    model = ir.load(trained_v2_nano)
+    proj = next(n for n in model.graph if n.name == "stage2.0.attn.proj.MatMul")
+    total = proj.inputs[0].producer() if proj.inputs[0] is not None else None
+    assert total is not None
+    total.replace_input_with(0, total.inputs[1])  # the branch twice, the context not at all
+    assert len(list(sites(model))) == 5 * 3 - 1 + 4 + 1 + 2 - 1

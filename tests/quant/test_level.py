@@ -68,3 +68,11 @@ def test_other_forms_of_the_norm_are_left_alone(tmp_path: Path) -> None:
     before = len(graph.graph)
     assert level(graph) == 0
     assert len(graph.graph) == before
+
+
+def test_without_a_norm_there_is_nothing_to_level(trained_v2_nano: Path) -> None:
+    """A softmax row bounds the context: ResT v2 has no norm behind it."""
+    graph = ir.load(trained_v2_nano)
+    before = len(graph.graph)
+    assert level(graph) == 0
+    assert len(graph.graph) == before
