@@ -50,7 +50,9 @@ def calibration_options(function: Any) -> Any:
 
 def variant_option(function: Any) -> Any:
     """May be left out where there is a checkpoint to tell it from; `check_variant` says so else."""
-    words = "lite, small, base, large, nano, or a card (.toml). [default: told from the checkpoint]"
+    words = (
+        "A name (see: rest-deploy variants) or a card (.toml). [default: told from the checkpoint]"
+    )
     return click.option("--variant", help=words)(function)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from rest_deploy.contracts import SMALLEST_SIDE
 from rest_deploy.errors import ShapeError
+from rest_deploy.model.shape_ops import to_grid, to_tokens
 
 
 class Stage(nn.ModuleList):
@@ -45,8 +47,20 @@ class Features(NamedTuple):
     grid: Tensor
 
 
+class MapLayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a map."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W), likewise
+        return to_grid(super().forward(to_tokens(x)), x)
+
+
 class Backbone(nn.Module):
-    """A family's module: `features` is its own, the rest is the same for all."""
+    """A family's module: `features` and what a detector's norms do are its own, the rest is the
+    same for all."""
+
+    OUTPUT_NORMS: ClassVar[tuple[str, ...]] = ()
+    """Names of the norms that detectors and segmenters put behind stages 1, 2, ...; a classifier
+    has none of them."""
 
     stage1: Stage
     stage2: Stage
@@ -58,6 +72,22 @@ class Backbone(nn.Module):
     def features(self, image: Tensor) -> Features:
         """image: (B, 3, H, W), normalized."""
         raise NotImplementedError
+
+    def behind_norms(self, features: Features) -> Features:
+        """The maps and tokens as a detector takes them: normalized, where it has norms for that."""
+        raise NotImplementedError
+
+    def add_output_norms(self, names: Iterable[str], dims: Sequence[int]) -> None:
+        """Some of `OUTPUT_NORMS`, not trained yet. dims: channels of the stages."""
+        for name in names:
+            stage = self.OUTPUT_NORMS.index(name)
+            kind = nn.LayerNorm if stage == 3 else MapLayerNorm  # stage 4's are tokens
+            self.add_module(name, kind(dims[stage], eps=self.norm.eps))
+
+    def output_norm(self, stage: int, x: Tensor) -> Tensor:
+        """x: of a stage, counted from 0, behind its norm if there is one."""
+        found = self._modules.get(self.OUTPUT_NORMS[stage])
+        return x if found is None else found(x)
 
     def pool(self, tokens: Tensor) -> Tensor:  # (B, N4, C4) -> (B, C4), the embedding
         return self.norm(tokens).mean(dim=1)

@@ -29,9 +29,9 @@ class Checkpoint:
     """A file's weights as found: official names, original types, on the CPU.
 
     `key` is the entry the weights were taken from, "" for a plain state dict; `place` has the
-    prefix of their names too. `notes`: what was chosen and what was left out, in words; `warnings`:
-    what of it changes the function. `output_norms`: of a detector's or a segmenter's backbone, not
-    part of `state`. `training`: what the file says of how it was trained.
+    prefix of their names too. `notes`: what was chosen and what was left out, in words.
+    `output_norms`: of a detector's or a segmenter's backbone, not part of `state`. `training`: what
+    the file says of how it was trained.
     """
 
     path: Path
@@ -41,7 +41,6 @@ class Checkpoint:
     labels: tuple[str, ...]
     place: str = "."
     notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
     output_norms: dict[str, Tensor] = field(default_factory=dict)
     training: Training = NOTHING
 
@@ -108,7 +107,6 @@ def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
         labels=labels,
         place=chosen.place,
         notes=_notes(chosen, found, entries, content),
-        warnings=_warnings(chosen),
         output_norms={own: entries[chosen.key][name] for own, name in chosen.output_norms.items()},
         training=training,
     )
@@ -139,11 +137,12 @@ def load_model(
             f"{checkpoint.path} has a head for {classes} classes, --num-classes says {num_classes}",
             hint="leave --num-classes out: it is read from the checkpoint",
         )
-    _check_output_norms(checkpoint)
     fit.check_fit(card, checkpoint.state, checkpoint.where)
-    fit.check_values(checkpoint.state, checkpoint.where)
-    module = build(card.architecture, classes).eval()
-    module.load_state_dict({k: v.float() for k, v in checkpoint.state.items()}, strict=False)
+    module = build(card.architecture, classes)
+    _with_output_norms(module, checkpoint, card)
+    state = {**checkpoint.state, **checkpoint.output_norms}
+    fit.check_values(state, checkpoint.where)
+    module.eval().load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
     weights = Weights(
         kind="checkpoint",
         state_sha256=state_sha256(module.state_dict()),
@@ -160,22 +159,22 @@ def load_model(
         card,
         pooled,
         checkpoint.notes,
-        checkpoint.warnings,
     )
 
 
-def _check_output_norms(checkpoint: Checkpoint) -> None:
-    """Raise `CheckpointError` for norms that stand between the stages.
-
-    The official v1 detector feeds each normalized map to the next stage; v2 normalizes copies.
-    """
-    between = sorted({name.partition(".")[0] for name in checkpoint.output_norms
-                      if "_" not in name})  # fmt: skip
-    if between:
+def _with_output_norms(module: Backbone, checkpoint: Checkpoint, card: ModelCard) -> None:
+    """Give it the norms of a detector's backbone. Raises `CheckpointError` for others."""
+    norms, dims = checkpoint.output_norms, card.architecture.dims
+    names = list(dict.fromkeys(name.partition(".")[0] for name in norms))
+    foreign = [name for name in names if name not in module.OUTPUT_NORMS]
+    if foreign:
         raise CheckpointError(
-            f"{checkpoint.where} is a detector's backbone, which normalizes the maps between its "
-            f"stages ({', '.join(between)}); without them the later stages see other values"
+            f"{checkpoint.where} does not fit variant {card.variant!r}: unexpected "
+            f"{', '.join(foreign)}; its norms of outputs are {', '.join(module.OUTPUT_NORMS)}"
         )
+    fit.check_norms(norms, {name: dims[module.OUTPUT_NORMS.index(name)] for name in names},
+                    checkpoint.where)  # fmt: skip
+    module.add_output_norms(names, dims)
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
@@ -253,6 +252,9 @@ def _notes(
         for one in found
         if one is not chosen and _never(one, entries)
     ]
+    norms = list(dict.fromkeys(name.partition(".")[0] for name in chosen.output_norms))
+    if norms:
+        notes.append(f"norms of the stages' outputs, as detectors have them: {', '.join(norms)}")
     left = naming.groups(chosen)
     if left:
         notes.append(f"left out {', '.join(left)}")
@@ -262,16 +264,6 @@ def _notes(
     if beside:
         notes.append(f"not read: {', '.join(beside)}")
     return tuple(notes)
-
-
-def _warnings(chosen: naming.Found) -> tuple[str, ...]:
-    norms = sorted({name.partition(".")[0] for name in chosen.output_norms})
-    if not norms:
-        return ()
-    return (
-        f"left out {', '.join(norms)}: the norms of the backbone's output maps are not part of the "
-        "exported graph, whose maps are those before them",
-    )
 
 
 def _foreign(

@@ -109,6 +109,20 @@ def check_fit(card: ModelCard, state: Mapping[str, Tensor], where: str) -> None:
     )
 
 
+def check_norms(state: Mapping[str, Tensor], dims: Mapping[str, int], where: str) -> None:
+    """Raise `CheckpointError` unless each of `dims` has a weight and a bias of that length."""
+    expected = {f"{name}.{part}": (dim,) for name, dim in dims.items() for part in
+                ("weight", "bias")}  # fmt: skip
+    problems = [
+        f"{name} is {list(state[name].shape)}, expected {list(shape)}"
+        if name in state else f"missing {name}"
+        for name, shape in expected.items()
+        if name not in state or tuple(state[name].shape) != shape
+    ]  # fmt: skip
+    if problems:
+        raise CheckpointError(f"{where} has norms that do not fit: {_listed(problems)}")
+
+
 def check_values(state: Mapping[str, Tensor], where: str) -> None:
     """Raise `CheckpointError` for values that are no finite floats."""
     bad = []

@@ -173,6 +173,8 @@ class ResT(Backbone):
     `num_classes` 0: no head, `forward` returns the pooled embedding (B, C4).
     """
 
+    OUTPUT_NORMS = ("norm1", "norm2", "norm3")
+
     def __init__(self, architecture: Architecture, num_classes: int = 1000) -> None:
         super().__init__()
         dims, position = architecture.dims, architecture.position_encoding
@@ -193,11 +195,18 @@ class ResT(Backbone):
         self.apply(_initialize)
 
     def features(self, image: Tensor) -> Features:
-        c2 = self.stage1(self.stem(image))
-        c3 = self.stage2(self.patch_embed_2(c2))
-        c4 = self.stage3(self.patch_embed_3(c3))
+        # The official detector feeds the normalized map to the next stage.
+        c2 = self.output_norm(0, self.stage1(self.stem(image)))
+        c3 = self.output_norm(1, self.stage2(self.patch_embed_2(c2)))
+        c4 = self.output_norm(2, self.stage3(self.patch_embed_3(c3)))
         grid = self.patch_embed_4(c4)
         return Features(c2, c3, c4, self.stage4.tokens(grid), grid)
+
+    def behind_norms(self, features: Features) -> Features:
+        # Of a detector, `norm` is the one of stage 4.
+        if not any(name in self._modules for name in self.OUTPUT_NORMS):
+            return features
+        return features._replace(tokens=self.norm(features.tokens))
 
 
 def _initialize(module: nn.Module) -> None:

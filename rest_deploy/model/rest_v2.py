@@ -132,6 +132,8 @@ class ResTV2(Backbone):
     `num_classes` 0: no head, `forward` returns the pooled embedding (B, C4).
     """
 
+    OUTPUT_NORMS = ("norm_1", "norm_2", "norm_3", "norm_4")
+
     def __init__(self, architecture: Architecture, num_classes: int = 1000) -> None:
         super().__init__()
         dims, position = architecture.dims, architecture.position_encoding
@@ -157,6 +159,11 @@ class ResTV2(Backbone):
         c4 = self.stage3(self.patch_3(c3), self.patch_3.norm)
         grid = self.patch_4(c4)
         return Features(c2, c3, c4, self.stage4.tokens(grid, self.patch_4.norm), grid)
+
+    def behind_norms(self, features: Features) -> Features:
+        # Unlike v1's they change no map but their own.
+        c2, c3, c4, tokens = (self.output_norm(stage, features[stage]) for stage in range(4))
+        return Features(c2, c3, c4, tokens, features.grid)
 
 
 def _initialize(module: nn.Module) -> None:

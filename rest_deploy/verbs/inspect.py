@@ -83,7 +83,7 @@ def inspect(file: Path) -> Inspection:
             parameters=sum(value.numel() for value in checkpoint.state.values()),
             num_classes=classes,
             fits=tuple(fitting_variants(checkpoint.state)),
-            notes=(*checkpoint.notes, *checkpoint.warnings),
+            notes=checkpoint.notes,
         )
     raise ArtifactError(
         f"{file} has the suffix {file.suffix!r}; expected .onnx or .engine, their .json, .pth or "

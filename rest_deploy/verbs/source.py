@@ -58,7 +58,7 @@ def choose(
     card = load_card(variant) if isinstance(variant, str) else variant
     read = None if checkpoint is None else read_checkpoint(checkpoint, key)
     notes: list[str] = [] if read is None else list(read.notes)
-    warnings: list[str] = [] if read is None else list(read.warnings)
+    warnings: list[str] = []
     if card is None:
         assert read is not None
         told = guess(read.state, read.where)

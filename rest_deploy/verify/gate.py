@@ -113,7 +113,7 @@ def judge(
 def enforce(result: GateResult, what: str) -> None:
     """Raise `VerificationError` naming every check that failed."""
     red = [check for check in result.checks if not check.passed]
-    quantized = any(check.name == "weight error" for check in result.checks)
+    quantized = any(check.name in ("weight error", "most range use") for check in result.checks)
     if red:
         lines = "; ".join(describe(check) for check in red)
         raise VerificationError(

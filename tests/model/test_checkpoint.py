@@ -12,6 +12,7 @@ from torch import Tensor
 from rest_deploy.cards import load_card
 from rest_deploy.errors import CheckpointError
 from rest_deploy.model.checkpoint import load_model, read_checkpoint
+from rest_deploy.model.family import build
 from rest_deploy.model.rest import ResT
 
 CARD = load_card("nano")
@@ -113,23 +114,103 @@ def test_a_detector_of_detectron2(tmp_path: Path) -> None:
     )
 
 
-def test_norms_between_the_stages_change_the_function(tmp_path: Path) -> None:
-    norms = {f"norm{stage}.{name}": torch.ones(dim) for stage, dim in ((1, 32), (2, 64))
-             for name in ("weight", "bias")}  # fmt: skip
+def detector(names: tuple[str, ...], dims: tuple[int, ...]) -> dict[str, Tensor]:
+    """Norms of outputs with values that a fresh norm does not have."""
+    torch.manual_seed(3)
+    found = {}
+    for name, dim in zip(names, dims, strict=False):
+        found[f"{name}.weight"] = 1 + 0.1 * torch.randn(dim)
+        found[f"{name}.bias"] = 0.1 * torch.randn(dim)
+    return found
+
+
+def layer_norm(x: Tensor, norms: dict[str, Tensor], name: str, eps: float) -> Tensor:
+    """Over the channels of a map (B, C, H, W), by its definition."""
+    mean = x.mean(1, keepdim=True)
+    variance = (x - mean).square().mean(1, keepdim=True)
+    weight, bias = (norms[f"{name}.{part}"][:, None, None] for part in ("weight", "bias"))
+    return (x - mean) / torch.sqrt(variance + eps) * weight + bias
+
+
+def test_norms_between_the_stages_of_v1(tmp_path: Path) -> None:
+    """The official detector feeds the normalized map to the next stage."""
+    names = ("norm1", "norm2", "norm3")
+    norms = detector(names, CARD.architecture.dims)
     content = {**wrapped("", left=("head.",)), **norms}
-    with pytest.raises(CheckpointError, match=r"between its stages \(norm1, norm2\)"):
-        load_model(CARD, read_checkpoint(save(tmp_path, content)))
-
-
-def test_norms_of_outputs_are_left_out_with_a_word(tmp_path: Path) -> None:
-    content = {"state_dict": {
-        **wrapped("backbone.", left=("head.", "norm.")),
-        **ones("backbone.norm_1.weight", "backbone.norm_1.bias", "decode_head.conv_seg.weight"),
-    }}  # fmt: skip
     found = read_checkpoint(save(tmp_path, content))
-    assert not load_model(CARD, found).pooled
-    assert set(found.output_norms) == {"norm_1.weight", "norm_1.bias"}
-    assert "left out norm_1: " in found.warnings[0]
+    assert (
+        "norms of the stages' outputs, as detectors have them: norm1, norm2, norm3" in found.notes
+    )
+    module = load_model(CARD, found).module
+    assert isinstance(module, ResT)
+    image = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        given = module.features(image)
+        shown = module.behind_norms(given)
+        c2 = layer_norm(module.stage1(module.stem(image)), norms, "norm1", 1e-5)
+        c3 = layer_norm(module.stage2(module.patch_embed_2(c2)), norms, "norm2", 1e-5)
+        assert torch.allclose(given.c2, c2, atol=1e-5)
+        assert torch.allclose(given.c3, c3, atol=1e-5)
+        assert torch.equal(shown.c4, given.c4)
+        assert torch.equal(shown.tokens, module.norm(given.tokens))
+        plain = load_model(CARD, read_checkpoint(save(tmp_path, wrapped("", left=("head.",)))))
+        assert not torch.allclose(plain.module.features(image).c4, given.c4, atol=1e-2)
+        same = plain.module.features(image)
+        assert torch.equal(plain.module.behind_norms(same).tokens, same.tokens)
+
+
+@pytest.mark.parametrize("written", ["norm_{}", "norm_{}.0"])
+def test_norms_of_the_outputs_of_v2(tmp_path: Path, written: str) -> None:
+    """detectron2 has them in an nn.Sequential. They change no map but their own; there is no last
+    norm."""
+    card = load_card("v2-nano")
+    names = tuple(f"norm_{stage}" for stage in (1, 2, 3, 4))
+    norms = detector(names, card.architecture.dims)
+    torch.manual_seed(1)
+    weights = build(card.architecture, 0).state_dict()
+    content = {f"backbone.{name}": value for name, value in weights.items()
+               if not name.startswith("norm.")}  # fmt: skip
+    for name, value in norms.items():
+        stage, part = name.removeprefix("norm_").split(".")
+        content[f"backbone.{written.format(stage)}.{part}"] = value
+    content["decode_head.conv_seg.weight"] = torch.ones(3)
+    found = read_checkpoint(save(tmp_path, {"state_dict": content}))
+    assert "left out 1 weight of decode_head" in found.notes
+    loaded = load_model(card, found)
+    assert not loaded.pooled
+    image = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        given = loaded.module.features(image)
+        shown = loaded.module.behind_norms(given)
+    plain = {name.removeprefix("backbone."): value for name, value in content.items()
+             if "norm_" not in name.split(".")[1]}  # fmt: skip
+    del plain["decode_head.conv_seg.weight"]
+    bare = load_model(card, read_checkpoint(save(tmp_path, plain))).module
+    with torch.inference_mode():
+        assert all(map(torch.equal, given, bare.features(image)))
+    for index, name in enumerate(names[:3]):
+        assert torch.allclose(shown[index], layer_norm(given[index], norms, name, 1e-6), atol=1e-5)
+    tokens = layer_norm(given.tokens.transpose(1, 2)[..., None], norms, "norm_4", 1e-6)
+    assert torch.allclose(shown.tokens, tokens[..., 0].transpose(1, 2), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("names", "dims", "words"),
+    [
+        (("norm_1",), (32,), "unexpected norm_1; its norms of outputs are norm1, norm2, norm3"),
+        (("norm4",), (32,), "unexpected norm4"),
+        (("norm1",), (64,), r"norm1\.weight is \[64\], expected \[32\]"),
+    ],
+)
+def test_norms_that_do_not_fit(
+    tmp_path: Path, names: tuple[str, ...], dims: tuple[int, ...], words: str
+) -> None:
+    content = {**wrapped("", left=("head.",)), **detector(names, dims)}
+    with pytest.raises(CheckpointError, match=words):
+        load_model(CARD, read_checkpoint(save(tmp_path, content)))
+    half = {name: value for name, value in content.items() if name != f"{names[0]}.bias"}
+    with pytest.raises(CheckpointError, match=r"unexpected|norm1"):
+        load_model(CARD, read_checkpoint(save(tmp_path, half)))
 
 
 @pytest.mark.parametrize("key", ["model", "net", "backbone"])

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from rest_deploy.contracts import GateBounds, GateResult
+from rest_deploy.contracts import GateBounds, GateCheck, GateResult
 from rest_deploy.errors import VerificationError
 from rest_deploy.quant.calibrate import calibrate, prepared, quantize
 from rest_deploy.quant.dataset import CalibrationSet, open_set
@@ -81,6 +81,22 @@ def test_a_good_engine_passes(
     low, high = result.top1_engine_interval
     assert low < result.top1_engine < high
     gate.enforce(result, "engine")
+
+
+@pytest.mark.parametrize(
+    ("checks", "recipe"),
+    [(("weight error",), True), (("least range use", "most range use"), True), ((), False)],
+)
+def test_what_a_refusal_advises(checks: tuple[str, ...], recipe: bool) -> None:
+    """Another recipe, where there is one."""
+    made = [GateCheck(name=name, value=0.1, bound=0.2, passed=True) for name in checks]
+    red = GateCheck(name="relative logit error", value=0.5, bound=0.03, passed=False)
+    result = GateResult(reference="r", images=16, source="photos", checks=(red, *made))
+    with pytest.raises(VerificationError) as caught:
+        gate.enforce(result, "engine")
+    assert caught.value.hint is not None
+    assert ("sensitivity --budget" in caught.value.hint) is recipe
+    assert "--no-gate" in caught.value.hint
 
 
 SCALES = [
