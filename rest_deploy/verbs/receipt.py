@@ -10,10 +10,11 @@ from rest_deploy.verify import gate
 def receipt_for(metadata: ModelMetadata, build: Build) -> Measured | None:
     """What the same recipe measured on the same backend with a trained model of the variant.
 
-    None where there is nothing to compare: no recipe, fresh weights, no gate, or no receipt; a
-    file for any backend is compared with ONNX Runtime's row, whose kernels its gate runs on.
+    None where there is nothing to compare: no recipe, fresh weights, no gate, no logits, or no
+    receipt; a file for any backend is compared with ONNX Runtime's row, whose kernels its gate runs
+    on.
     """
-    if not build.recipe or build.gate is None or metadata.weights.kind == "fresh":
+    if not build.recipe or _error(build) is None or metadata.weights.kind == "fresh":
         return None
     receipt = load_receipt(metadata.variant)
     if receipt is None:
@@ -23,13 +24,17 @@ def receipt_for(metadata: ModelMetadata, build: Build) -> Measured | None:
 
 def misfit(measured: Measured | None, build: Build) -> list[str]:
     """A warning when the recipe costs this checkpoint more than what it was shipped on."""
-    if measured is None or build.gate is None:
-        return []
-    error = next(check.value for check in build.gate.checks if check.name == gate.LOGIT_ERROR)
-    if measured.fits(error):
+    error = _error(build)
+    if measured is None or error is None or measured.fits(error):
         return []
     return [
         f"recipe {build.recipe} costs this checkpoint {error / measured.relative_error:.1f} times "
         f"the error of its receipt ({error:.1e}, {measured.relative_error:.1e}): "
         "rest-deploy sensitivity finds the layers, and writes a recipe that keeps a budget"
     ]
+
+
+def _error(build: Build) -> float | None:
+    """Of the logits, which receipts are about."""
+    checks = build.gate.checks if build.gate else ()
+    return next((check.value for check in checks if check.name == gate.LOGIT_ERROR), None)
