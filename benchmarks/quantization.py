@@ -148,7 +148,9 @@ def main(
         speeds = _latency(timed, images[:LATENCY_BATCH]) if latency else {}
     record = {
         "command": f"python benchmarks/quantization.py --variant {variant} --checkpoint F "
-        "--peers DIR --output F",
+        + ("--peers DIR " if peers is not None else "")
+        + ("" if latency else "--no-latency ")
+        + "--output F",
         "variant": variant,
         "calibration_crops": calibration_crops,
         "test_crops": test_crops,

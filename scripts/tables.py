@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,15 @@ def quantization() -> str:
                 if found
                 else ["", ""]
             )
+        lines.append(_row(cells))
+    return "\n".join(lines)
+
+
+def quantization_v2() -> str:
+    """Error and agreement per row of v2-nano."""
+    lines = [_row(["", "v2-nano: error", "agreement"]), _row(["---"] * 3)]
+    for name, row in _quantization("v2_nano").items():
+        cells = [name, f"{row['relative_error']:.1e}", f"{row['agreement']:.1%}"]
         lines.append(_row(cells))
     return "\n".join(lines)
 
@@ -192,6 +202,28 @@ def triton() -> str:
     return "\n".join(lines)
 
 
+def variants() -> str:
+    """What the cards say was published."""
+    lines = [
+        _row(["variant", "top-1", "parameters", "GFLOPs", "images/s, V100"]),
+        _row(["---"] * 5),
+    ]
+    cards = [tomllib.loads(path.read_text()) for path in (ROOT / "models").glob("*.toml")]
+    for card in sorted(cards, key=_family_and_size):
+        told = card.get("published")
+        cells = ["for tests and the demo", "", "", ""]
+        if told:
+            cells = [f"{told['top1']} %", f"{told['parameters_m']} M", told["gflops"],
+                     told["images_per_second_v100"]]  # fmt: skip
+        lines.append(_row([f"`{card['variant']}`", *cells]))
+    return "\n".join(lines)
+
+
+def _family_and_size(card: dict[str, Any]) -> tuple[str, int, int]:
+    inside = card["architecture"]
+    return inside["family"], sum(inside["dims"]), sum(inside["depths"])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "calibration": calibration,
     "harness": harness,
@@ -200,9 +232,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "instance_norm_plan": instance_norm_plan,
     "quantization": quantization,
     "quantization_latency": quantization_latency,
+    "quantization_v2": quantization_v2,
     "speed": speed,
     "tensorrt_builds": tensorrt_builds,
     "triton": triton,
+    "variants": variants,
 }
 
 

@@ -16,7 +16,7 @@ from rest_deploy.engine.tensorrt import Options, build
 from rest_deploy.engine.tensorrt_plan import PlannedLayer
 from rest_deploy.errors import VerificationError
 from rest_deploy.graph.precision import to_sixteen_bit
-from rest_deploy.graph.roles import Place, place
+from rest_deploy.graph.roles import Place, Role, place
 from rest_deploy.quant.calibrate import calibrate, quantize
 from rest_deploy.quant.dataset import open_set
 from rest_deploy.quant.recipe import Recipe, load_recipe
@@ -110,6 +110,17 @@ def test_fp16_as_it_should_be(exported_nano: Path) -> None:
     graph = ir.load(exported_nano)
     to_sixteen_bit(graph, "fp16")
     assert wrong(graph, exported_nano, "fp16", INT8) == []
+
+
+@pytest.mark.parametrize("role", ["pa", "sr", "up"])
+def test_no_depthwise_convolution_in_8_bits(role: Role) -> None:
+    """Not even one that was asked for: padded channels cost more than 8 bits save."""
+    name = {"pa": "stem.pos.pa_conv", "sr": "stage1.0.attn.sr", "up": "stage1.0.attn.up"}[role]
+    here = place(f"{name}.Conv")
+    assert here is not None
+    (row,) = proof.prove([layer("convolution", "Int8", f"{name}.Conv")], {here: "int8"})
+    assert [row.role, *row.obtained] == [role, "int8"]
+    assert "is a depthwise convolution in int8" in proof.failures([row])[0]
 
 
 def test_gemms_left_in_float(exported_nano: Path, table: CalibrationTable) -> None:
