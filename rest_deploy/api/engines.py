@@ -38,6 +38,7 @@ def calibrate(
     A table that fits is used again; an interrupted calibration goes on where it was. recipe: a
     packaged one or a .toml. calib_data: a folder, a list of paths, .npy or .npz; left out:
     scikit-image's photos. calib_sizes: that images are brought to in turn; left out: the card's.
+
     limit: at most so many images, drawn with `seed`.
     Raises `InputError`, `ImageError` (nothing to calibrate on), `CardError` (the recipe),
     `OutputError`.
@@ -80,6 +81,7 @@ def quantize(
     with 8 bits, what is not quantized. gate: hold it to the card's accuracy bounds on `gate_images`
     images of `gate_data` (left out: held-out photos) before anything is written. checkpoint: where
     the exported weights are now.
+
     Raises `VerificationError` (the gate), `InputError`, and what `calibrate` raises.
 
     >>> report = rest_deploy.quantize(
@@ -133,6 +135,7 @@ def build_engine(
     backend: "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime", or "auto" for the first that can
     be built here. tensorrt: shapes and builder options of the two TensorRTs. provider: of ONNX
     Runtime, what computes. The rest: see `quantize`.
+
     Raises what `quantize` raises, `MissingDependencyError` (no such backend here), `BuildError`
     (NVIDIA's builder).
 

@@ -32,10 +32,12 @@ def benchmark(
     """Engines (left out: all of the workspace) and PyTorch, side by side: accuracy, time, and why.
 
     Measured in interleaved rounds; a record (JSON) and a page (HTML) go into the workspace.
+
     sizes: left out, the card's. threads: of an operator, 0: all cores. in_flight: requests at once
     where throughput is measured. seconds: at most, for each engine at each shape and mode. noise:
     target, to stop early. images: for the accuracy. pytorch, profile, cold_start: whether these are
     part of it. An engine that fails is in the record with its reason.
+
     Raises `InputError` (nothing to compare), `ArtifactError`, `OutputError`.
 
     >>> report = rest_deploy.benchmark(["build/rest_nano.onnx"], batches=[1], seconds=0.1,

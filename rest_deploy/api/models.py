@@ -32,9 +32,11 @@ def load_model(
     `module` of what is returned takes (N, 3, H, W), normalized, H and W >= 32, and returns logits
     (N, num_classes), without a head the embedding (N, C). `card` has the preprocessing, `notes`
     what was found in the file and left out.
+
     variant: a name, the path of a card, or a card; left out: told from the checkpoint's names and
     shapes. checkpoint_key: entry or prefix of the weights in the file. input_size, resize: pixels,
     instead of the card's.
+
     Raises `InputError` (neither variant nor checkpoint), `CardError`, `CheckpointError`,
     `MissingDependencyError` (PyTorch).
 
@@ -74,6 +76,7 @@ def export(
     The file takes any batch, height and width; its sidecar (.json beside it) says what it was made
     from. output_dir: left out, the workspace. labels: a file with one class name a line. The rest:
     see `load_model`.
+
     Raises what `load_model` raises, `OutputError`, and `VerificationError` where the exported graph
     does not compute the same function.
 
@@ -118,6 +121,7 @@ def verify_model(
 
     A result outside its bound is not raised: ask `passed`. images: a folder of photos; left out:
     scikit-image's, else synthetic ones. checkpoint: where the exported weights are now. backend,
+
     provider, threads: see `Session.open`.
     Raises `ArtifactError`, `CheckpointError`, `ImageError`, `MissingDependencyError`.
 
