@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rest_deploy.cards import load_card
     from rest_deploy.runtime.classifier import Classifier, Prediction
+    from rest_deploy.runtime.embedder import Embedder
     from rest_deploy.runtime.session import Session
     from rest_deploy.runtime.specialize import ShapeLimits
     from rest_deploy.runtime.tensorrt import GpuOptions
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Classifier",
+    "Embedder",
     "GpuOptions",
     "Prediction",
     "Session",
@@ -28,6 +30,7 @@ __all__ = [
 
 _HOME = {
     "Classifier": "rest_deploy.runtime.classifier",
+    "Embedder": "rest_deploy.runtime.embedder",
     "GpuOptions": "rest_deploy.runtime.tensorrt",
     "Prediction": "rest_deploy.runtime.classifier",
     "Session": "rest_deploy.runtime.session",

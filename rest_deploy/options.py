@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from rest_deploy.console import Sizes
+from rest_deploy.signature import OUTPUT_KINDS, InputKind
 
 if TYPE_CHECKING:
     from rest_deploy.verbs import ExportWishes, Images, ProviderWishes, Request, Wishes
@@ -62,6 +63,16 @@ def export_options(function: Any) -> Any:
         click.option("--num-classes", type=click.IntRange(0, 1_000_000),
                      help="0: no head, embeddings."),
         click.option("--labels", help="File with one class name a line."),
+        click.option(
+            "--output", "outputs", type=click.Choice(OUTPUT_KINDS), multiple=True,
+            help="What the graph gives; repeatable, in this order. [default: logits]",
+        ),
+        click.option("--unit-length", is_flag=True, help="The embedding has L2 norm 1."),
+        click.option(
+            "--input", "input_kind", type=click.Choice(get_args(InputKind)), default="float",
+            show_default=True,
+            help="uint8: the graph takes RGB pixels (N, H, W, 3) and normalizes them.",
+        ),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -272,7 +283,8 @@ def export_wishes(options: dict[str, Any]) -> ExportWishes:
     """Takes `export_options` out of the options, and reads the checkpoint, which the gate uses."""
     from rest_deploy.verbs import ExportWishes
 
-    names = ("checkpoint_key", "instance_norm", "opset", "num_classes", "labels")
+    names = ("checkpoint_key", "instance_norm", "opset", "num_classes", "labels", "outputs",
+             "unit_length", "input_kind")  # fmt: skip
     return ExportWishes(
         checkpoint=options["checkpoint"], **{name: options.pop(name) for name in names}
     )
