@@ -249,9 +249,7 @@ def form_of(session: Session, wishes: Wishes) -> Form:
     ):
         raise InputError(
             f"--only {wishes.only}: {session.path} gives {given}",
-            hint=f"rest-deploy export --output {wishes.only.removesuffix('s')}"
-            if wishes.only == "embeddings"
-            else "rest-deploy export --output logits",
+            hint=f"rest-deploy export --output {'logits' if embedding else 'embedding'}",
         )
     if wishes.only == "labels":
         embedding = None

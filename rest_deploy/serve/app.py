@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -22,13 +23,13 @@ from rest_deploy.serve.bodies import body_of, unread
 from rest_deploy.serve.edge import Edge
 from rest_deploy.serve.model import VERSION, Served
 from rest_deploy.serve.pending import Answer, Images
-from rest_deploy.serve.protocol import Inference
 from rest_deploy.serve.refusals import CLIENT_GONE, ClientGone, Refused, refusal
 from rest_deploy.serve.service import Outcome, Service
 
 HEADER_LENGTH = "inference-header-content-length"
 INLINE = 2_000_000
-"""Bytes of a body that is parsed at once; larger ones in a thread, so that others are served."""
+"""Bytes of a body that is parsed at once, and of tensors that are written at once; larger ones in a
+thread, so that others are served."""
 
 MOST_LOAD_BODY = 10_000
 
@@ -162,7 +163,9 @@ class _Routes:
                 asked = self._try(protocol.parse, body, length, served.accepts)
             names = tuple(wanted.name for wanted in asked.outputs)
             answer = await self._answer(request, asked.images, names, asked.timeout_s)
-        return _inferred(asked, answer)
+        encode = partial(protocol.respond, asked, answer.outputs, answer.engine.accepts, {})
+        large = sum(values.nbytes for values in answer.outputs.values()) > INLINE
+        return _inferred(answer, *(await self._in_thread(encode) if large else encode()))
 
     async def classify(self, request: Request) -> Response:
         served = self._serving()
@@ -317,8 +320,7 @@ class _Routes:
             )  # fmt: skip
 
 
-def _inferred(asked: Inference, answer: Answer[Served]) -> Response:
-    body, length = protocol.respond(asked, answer.outputs, answer.engine.accepts, {})
+def _inferred(answer: Answer[Served], body: bytes, length: int | None) -> Response:
     headers = {"x-model-sha256": answer.engine.sha256[:12]}
     if length is None:
         return Response(body, media_type="application/json", headers=headers)

@@ -19,7 +19,7 @@ from rest_deploy import Session, verbs
 from rest_deploy.cards import load_card
 from rest_deploy.errors import InputError
 from rest_deploy.preprocess import load_image, to_input, to_tensor
-from rest_deploy.serve import bodies
+from rest_deploy.serve import app, bodies, protocol
 from rest_deploy.serve.app import application
 from rest_deploy.serve.metrics import Metrics
 from rest_deploy.serve.model import ContractError, Served, check_contract
@@ -333,6 +333,30 @@ def test_all_outputs_in_binary(several: tuple[Service, Session]) -> None:
         assert not np.allclose(values[::-1], right, rtol=1e-3, atol=1e-4)
         first = last
     assert first == len(tail)
+
+
+def test_large_answers_are_written_in_a_thread(
+    several: tuple[Service, Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop serves others meanwhile; the answer is the same."""
+    import threading
+
+    service, session = several
+    images = images_for(session, 1)
+    client = Client(application(service, never))
+    where: list[threading.Thread] = []
+    real = protocol.respond
+
+    def respond(*arguments: Any) -> Any:
+        where.append(threading.current_thread())
+        return real(*arguments)
+
+    monkeypatch.setattr(protocol, "respond", respond)
+    right = asked(client, session, images)
+    monkeypatch.setattr(app, "INLINE", images.nbytes)  # the maps are larger
+    assert asked(client, session, images) == right
+    assert where[0] is threading.main_thread()
+    assert where[1].name.startswith("rest-deploy-decode")
 
 
 def test_some_outputs_in_the_order_asked_for(several: tuple[Service, Session]) -> None:
