@@ -1,4 +1,4 @@
-"""Logits of a batch by a Triton server; the images are prepared here.
+"""Labels of a batch by a Triton server; the images are prepared here.
 
     pip install rest-deploy 'tritonclient[http]'
     python examples/triton_tensors.py rest_lite.onnx photo.jpg other.png --model rest_lite
@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tritonclient.http import InferenceServerClient, InferInput
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
 from rest_deploy import Session
-from rest_deploy.preprocess import load_image, to_tensor
+from rest_deploy.preprocess import load_image, to_input
 
 
 def main() -> int:
@@ -30,14 +30,20 @@ def main() -> int:
 
     with Session.open(options.export) as session:
         metadata = session.metadata
-    batch = np.stack(
-        [to_tensor(load_image(path), metadata.card.preprocessing) for path in options.images]
-    )
-    images = InferInput(metadata.input_name, list(batch.shape), "FP32")
+    named = {output.kind: output.name for output in reversed(metadata.gives)}
+    scores = named.get("logits") or named.get("probabilities")
+    if scores is None:
+        print(f"{options.export} gives {', '.join(named)}: no classes", file=sys.stderr)
+        return 1
+    card, kind = metadata.card.preprocessing, metadata.input_kind
+    batch = np.stack([to_input(load_image(path), kind, card) for path in options.images])
+    datatype = "UINT8" if kind == "uint8" else "FP32"
+    images = InferInput(metadata.input_name, list(batch.shape), datatype)
     images.set_data_from_numpy(batch)
+    wanted = InferRequestedOutput(scores)  # of several outputs this one alone is sent
     with InferenceServerClient(options.url) as client:
-        logits = client.infer(options.model, [images]).as_numpy(metadata.output_name)
-    for path, row in zip(options.images, logits, strict=True):
+        answers = client.infer(options.model, [images], outputs=[wanted]).as_numpy(scores)
+    for path, row in zip(options.images, answers, strict=True):
         best = int(row.argmax())
         label = metadata.labels[best] if metadata.labels else str(best)
         print(f"{path}: {label} ({row[best]:.3f})")

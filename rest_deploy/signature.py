@@ -16,6 +16,9 @@ the head; features: the maps of the four stages, C2 to C5, each (N, C, H/stride,
 
 OUTPUT_KINDS: tuple[OutputKind, ...] = get_args(OutputKind)
 
+SCORES: tuple[OutputKind, ...] = ("logits", "probabilities")
+"""What classes are read from, the first of them that there is."""
+
 InputKind = Literal["float", "uint8"]
 """float: (N, 3, H, W) float32, normalized; uint8: (N, H, W, 3) RGB, normalized in the graph."""
 

@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from rest_deploy import Embedder
 from rest_deploy.photos import PHOTOS, available
-from rest_deploy.preprocess import load_image, to_tensor
+from rest_deploy.preprocess import load_image, to_input, to_tensor
 from rest_deploy.runtime.session import Session
 from rest_deploy.runtime.specialize import NEVER
 from tests.cpp_programs import CLONE, HERE, Served, built, run, start, stop
@@ -363,6 +364,106 @@ class TestServe:
         taken = server.url.rsplit(":", 1)[1]
         assert run(programs / "serve", trained_nano, "--port", taken).returncode == 5
         stop(server)
+
+
+class TestSeveralOutputs:
+    """A model that gives everything, from normalized images and from pixels."""
+
+    @pytest.fixture(scope="class", params=["float", "uint8"])
+    @classmethod
+    def several(
+        cls,
+        request: pytest.FixtureRequest,
+        programs: Path,
+        everything_nano: Path,
+        pixels_nano: Path,
+    ) -> Iterator[tuple[Served, Path]]:
+        model = everything_nano if request.param == "float" else pixels_nano
+        server = start(programs, model, "--fixed", "--max-batch", 4)
+        yield server, model
+        stop(server)
+
+    def test_outputs_are_those_of_python(
+        self, several: tuple[Served, Path], photos: list[Path]
+    ) -> None:
+        http = pytest.importorskip("tritonclient.http")
+        server, model = several
+        client = http.InferenceServerClient(server.url.removeprefix("http://"))
+        with Session.open(model, backend="openvino", specialize=NEVER) as session:
+            metadata = session.metadata
+            how, kind = metadata.card.preprocessing, metadata.input_kind
+            images = np.stack([to_input(load_image(path), kind, how) for path in photos[:2]])
+            right = session.run_all(images)
+        described = client.get_model_metadata("rest_nano")
+        pixels = kind == "uint8"
+        assert described["inputs"] == [
+            {
+                "name": "image",
+                "datatype": "UINT8" if pixels else "FP32",
+                "shape": [-1, -1, -1, 3] if pixels else [-1, 3, -1, -1],
+            }
+        ]
+        assert [one["name"] for one in described["outputs"]] == list(right)
+        assert described["outputs"][3]["shape"] == [-1, right["c2"].shape[1], -1, -1]
+        given = http.InferInput("image", images.shape, described["inputs"][0]["datatype"])
+        given.set_data_from_numpy(images)
+        everything = client.infer("rest_nano", [given])
+        names = [one["name"] for one in everything.get_response()["outputs"]]
+        assert names == list(right)
+        wanted = [
+            http.InferRequestedOutput("c4", binary_data=True),
+            http.InferRequestedOutput("embedding", binary_data=False),
+        ]
+        some = client.infer("rest_nano", [given], outputs=wanted)
+        names = [one["name"] for one in some.get_response()["outputs"]]
+        assert names == ["c4", "embedding"]
+        for name, values in right.items():
+            size = float(np.abs(values).max())
+            for answer in (everything, some) if name in names else (everything,):
+                found = answer.as_numpy(name)
+                np.testing.assert_allclose(found, values, rtol=0, atol=1e-4 * max(1.0, size))
+                # The control: two photos exchanged are seen.
+                assert np.abs(found[::-1] - values).max() > 1e-3 * size
+        client.close()
+
+    def test_classify_and_embed(self, several: tuple[Served, Path], photos: list[Path]) -> None:
+        server, model = several
+        coffee = next(path for path in photos if path.stem == "coffee")
+        code, answer = server.post("/classify?top=1", coffee.read_bytes())
+        assert (code, answer["predictions"][0]["label"]) == (200, "coffee")
+        code, answer = server.post("/embed", coffee.read_bytes())
+        assert code == 200
+        embedder = Embedder.open(model, backend="openvino", specialize=NEVER)
+        expected = embedder.embed(coffee)
+        embedder.session.close()
+        np.testing.assert_allclose(answer["embedding"], expected, rtol=0, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("outputs", "word"),
+        [
+            ([{"name": "c9"}], "expected logits, probabilities, embedding, c2, c3, c4, c5"),
+            ([{"name": "c2"}, {"name": "c2"}], "twice"),
+            ([{"name": "c2", "parameters": {"classification": 1}}], "no classes"),
+        ],
+    )
+    def test_refusals(
+        self, several: tuple[Served, Path], outputs: list[dict[str, Any]], word: str
+    ) -> None:
+        server, model = several
+        pixels = "uint8" in model.name
+        shape = [1, 32, 32, 3] if pixels else [1, 3, 32, 32]
+        tensor = {"name": "image", "datatype": "UINT8" if pixels else "FP32", "shape": shape,
+                  "data": [0] * (3 * 32 * 32)}  # fmt: skip
+        body = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
+        code, answer = server.post("/v2/models/rest_nano/infer", body)
+        assert code == 400
+        assert word in answer["error"]
+
+    def test_a_model_without_an_embedding(self, served: Served, photos: list[Path]) -> None:
+        code, answer = served.post("/embed", photos[0].read_bytes())
+        assert code == 409
+        assert "gives no embedding, but logits" in answer["error"]
+        assert "rest-deploy export --output embedding" in answer["error"]
 
 
 def test_sanitizers() -> None:

@@ -43,6 +43,20 @@ rest_deploy_code code_of(Code code) {
   return REST_DEPLOY_INTERNAL;
 }
 
+rest_deploy_kind kind_of(rest_deploy::OutputKind kind) {
+  switch (kind) {
+    case rest_deploy::OutputKind::logits:
+      return REST_DEPLOY_LOGITS;
+    case rest_deploy::OutputKind::probabilities:
+      return REST_DEPLOY_PROBABILITIES;
+    case rest_deploy::OutputKind::embedding:
+      return REST_DEPLOY_EMBEDDING;
+    case rest_deploy::OutputKind::features:
+      break;
+  }
+  return REST_DEPLOY_FEATURES;
+}
+
 // Runs `call`, keeps its status for the thread, lets no exception out.
 template <class Call>
 rest_deploy_code guarded(Call call) noexcept {
@@ -63,6 +77,22 @@ Status room(std::size_t capacity, std::size_t needed) {
   if (capacity >= needed) return {};
   return {Code::argument, "there is room for " + std::to_string(capacity) + " floats; expected " +
                               std::to_string(needed)};
+}
+
+// What classes are read from; nullptr for a model without them, or no session.
+const rest_deploy::Output* scores_of(const rest_deploy_session* session) {
+  return session == nullptr ? nullptr : session->runner->metadata().scores();
+}
+
+Status decode(const rest_deploy_session* session, const uint8_t* bytes, std::size_t byte_count,
+              rest_deploy::Image& pixels) {
+  const Result<rest_deploy::Image> image = rest_deploy::decode_image(bytes, byte_count);
+  if (!image) return image.status();
+  Result<rest_deploy::Image> found =
+      rest_deploy::to_pixels(image.value(), session->runner->metadata().preprocessing);
+  if (!found) return found.status();
+  pixels = std::move(found.value());
+  return {};
 }
 
 Status null_argument() { return {Code::argument, "an argument is NULL"}; }
@@ -93,7 +123,7 @@ const char* rest_deploy_backend(const rest_deploy_session* session) {
 }
 
 size_t rest_deploy_num_classes(const rest_deploy_session* session) {
-  return session == nullptr ? 0 : session->runner->metadata().labels.size();
+  return scores_of(session) == nullptr ? 0 : session->runner->metadata().labels.size();
 }
 
 const char* rest_deploy_label(const rest_deploy_session* session, size_t index) {
@@ -105,6 +135,41 @@ int rest_deploy_input_size(const rest_deploy_session* session) {
   return session == nullptr ? 0 : session->runner->metadata().preprocessing.crop;
 }
 
+size_t rest_deploy_num_outputs(const rest_deploy_session* session) {
+  return session == nullptr ? 0 : session->runner->metadata().outputs.size();
+}
+
+rest_deploy_code rest_deploy_describe(const rest_deploy_session* session, size_t index,
+                                      rest_deploy_output* output) {
+  return guarded([&]() -> Status {
+    if (session == nullptr || output == nullptr) return null_argument();
+    const auto& outputs = session->runner->metadata().outputs;
+    if (index >= outputs.size()) {
+      return {Code::argument, "there is no output " + std::to_string(index) + ": the model has " +
+                                  std::to_string(outputs.size()) + ", counted from 0"};
+    }
+    const rest_deploy::Output& found = outputs[index];
+    *output = {found.name.c_str(), kind_of(found.kind), found.channels, found.stride,
+               found.unit_length ? 1 : 0};
+    return {};
+  });
+}
+
+size_t rest_deploy_output_size(const rest_deploy_session* session, size_t index, size_t batch,
+                               size_t height, size_t width) {
+  if (index >= rest_deploy_num_outputs(session)) return 0;
+  const rest_deploy::Output& output = session->runner->metadata().outputs[index];
+  const auto cells = [&](size_t side) {
+    return output.stride == 0 ? 1 : side / output.stride + (side % output.stride != 0);
+  };
+  return batch * output.channels * cells(height) * cells(width);
+}
+
+int rest_deploy_takes_pixels(const rest_deploy_session* session) {
+  return session != nullptr &&
+         session->runner->metadata().input == rest_deploy::InputKind::pixels;
+}
+
 rest_deploy_code rest_deploy_preprocess(const rest_deploy_session* session, const uint8_t* bytes,
                                         size_t byte_count, float* tensor, size_t capacity) {
   return guarded([&]() -> Status {
@@ -112,11 +177,23 @@ rest_deploy_code rest_deploy_preprocess(const rest_deploy_session* session, cons
     const rest_deploy::Preprocessing& how = session->runner->metadata().preprocessing;
     const std::size_t side = static_cast<std::size_t>(how.crop);
     if (Status status = room(capacity, 3 * side * side); !status.ok()) return status;
-    const Result<rest_deploy::Image> image = rest_deploy::decode_image(bytes, byte_count);
-    if (!image) return image.status();
-    const Result<rest_deploy::Image> pixels = rest_deploy::to_pixels(image.value(), how);
-    if (!pixels) return pixels.status();
-    rest_deploy::normalize(pixels.value(), how, tensor);
+    rest_deploy::Image pixels;
+    if (Status status = decode(session, bytes, byte_count, pixels); !status.ok()) return status;
+    rest_deploy::normalize(pixels, how, tensor);
+    return {};
+  });
+}
+
+rest_deploy_code rest_deploy_preprocess_pixels(const rest_deploy_session* session,
+                                               const uint8_t* bytes, size_t byte_count,
+                                               uint8_t* pixels, size_t capacity) {
+  return guarded([&]() -> Status {
+    if (session == nullptr || bytes == nullptr || pixels == nullptr) return null_argument();
+    const auto side = static_cast<std::size_t>(rest_deploy_input_size(session));
+    if (Status status = room(capacity, 3 * side * side); !status.ok()) return status;
+    rest_deploy::Image found;
+    if (Status status = decode(session, bytes, byte_count, found); !status.ok()) return status;
+    std::copy(found.rgb.begin(), found.rgb.end(), pixels);
     return {};
   });
 }
@@ -136,6 +213,35 @@ rest_deploy_code rest_deploy_infer(const rest_deploy_session* session, const flo
   });
 }
 
+rest_deploy_code rest_deploy_infer_all(const rest_deploy_session* session, const float* images,
+                                       const uint8_t* pixels, size_t batch, size_t height,
+                                       size_t width, float* const* outputs,
+                                       const size_t* capacities) {
+  return guarded([&]() -> Status {
+    if (session == nullptr || outputs == nullptr || capacities == nullptr) return null_argument();
+    const rest_deploy::ImageBatch given{images, batch, height, width, pixels};
+    const rest_deploy::Metadata& metadata = session->runner->metadata();
+    if (Status status = rest_deploy::check_images(given, metadata); !status.ok()) return status;
+    std::vector<std::string> names;
+    std::vector<float*> targets;
+    for (std::size_t i = 0; i < metadata.outputs.size(); ++i) {
+      if (outputs[i] == nullptr) continue;
+      const std::size_t needed = rest_deploy_output_size(session, i, batch, height, width);
+      if (Status status = room(capacities[i], needed); !status.ok()) return status;
+      names.push_back(metadata.outputs[i].name);
+      targets.push_back(outputs[i]);
+    }
+    if (names.empty()) return {Code::argument, "no output is wanted: all of them are NULL"};
+    const Result<rest_deploy::Tensors> answer = session->runner->infer_all(given, names);
+    if (!answer) return answer.status();
+    for (std::size_t i = 0; i < targets.size(); ++i) {
+      const std::vector<float>& values = answer.value()[i].values;
+      std::copy(values.begin(), values.end(), targets[i]);
+    }
+    return {};
+  });
+}
+
 rest_deploy_code rest_deploy_best(const rest_deploy_session* session, const float* logits,
                                   size_t* indices, double* probabilities, size_t* count) {
   return guarded([&]() -> Status {
@@ -145,7 +251,9 @@ rest_deploy_code rest_deploy_best(const rest_deploy_session* session, const floa
     }
     const rest_deploy::Metadata& metadata = session->runner->metadata();
     const std::size_t wanted = std::min(*count, metadata.labels.size());
-    const auto found = rest_deploy::best(logits, metadata, static_cast<int>(wanted));
+    if (Status status = rest_deploy::check_classifies(metadata); !status.ok()) return status;
+    const auto found = rest_deploy::best(logits, metadata, static_cast<int>(wanted),
+                                         metadata.scores()->kind);
     if (!found) return found.status();
     *count = found.value().size();
     for (std::size_t i = 0; i < *count; ++i) {

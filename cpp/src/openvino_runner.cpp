@@ -2,15 +2,13 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <condition_variable>
-#include <exception>
 #include <map>
-#include <mutex>
 #include <numeric>
 #include <openvino/frontend/manager.hpp>
 #include <openvino/openvino.hpp>
 
 #include "backends.h"
+#include "openvino_requests.h"
 
 namespace rest_deploy {
 namespace {
@@ -74,92 +72,6 @@ std::vector<Shape> shapes_of(const RunnerOptions& options, const Metadata& metad
 // as engine/openvino.py has it. No core waits for the others after every layer.
 std::size_t streams_for(std::size_t batch, std::size_t threads) { return std::gcd(batch, threads); }
 
-using Requests = std::vector<ov::InferRequest>;
-
-// A compiled model and the requests that run it: one a stream, used by one call at a time.
-class Compiled {
- public:
-  Compiled(ov::CompiledModel model, int most, std::size_t streams = 1)
-      : model_(std::move(model)), streams_(streams), left_(most) {}
-
-  // All of a call together: calls that held some of theirs and waited for the rest would wait for
-  // each other.
-  Requests take() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    free_.wait(lock, [this] { return left_ > 0; });
-    --left_;
-    if (idle_.empty()) {
-      lock.unlock();
-      try {
-        Requests made;
-        while (made.size() < streams_) made.push_back(model_.create_infer_request());
-        return made;
-      } catch (...) {
-        lock.lock();
-        ++left_;
-        free_.notify_one();
-        throw;
-      }
-    }
-    Requests requests = std::move(idle_.back());
-    idle_.pop_back();
-    return requests;
-  }
-
-  void give(Requests requests) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      idle_.push_back(std::move(requests));
-      ++left_;
-    }
-    free_.notify_one();
-  }
-
-  const ov::CompiledModel& model() const { return model_; }
-
- private:
-  ov::CompiledModel model_;
-  const std::size_t streams_;
-  std::mutex mutex_;
-  std::condition_variable free_;
-  std::vector<Requests> idle_;
-  int left_;
-};
-
-// The requests of a call, for the length of a scope.
-class Lease {
- public:
-  explicit Lease(Compiled& from) : from_(from), requests_(from.take()) {}
-  Lease(const Lease&) = delete;
-  Lease& operator=(const Lease&) = delete;
-  ~Lease() { from_.give(std::move(requests_)); }
-  Requests& requests() { return requests_; }
-
- private:
-  Compiled& from_;
-  Requests requests_;
-};
-
-// No part is left running when another fails.
-void run_all(Requests& requests) {
-  if (requests.size() == 1) return requests[0].infer();
-  std::exception_ptr failure;
-  std::size_t started = 0;
-  try {
-    for (; started < requests.size(); ++started) requests[started].start_async();
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  for (std::size_t i = 0; i < started; ++i) {
-    try {
-      requests[i].wait();
-    } catch (...) {
-      if (!failure) failure = std::current_exception();
-    }
-  }
-  if (failure) std::rethrow_exception(failure);
-}
-
 class OpenVinoRunner final : public Runner {
  public:
   OpenVinoRunner(const std::string& path, const Sidecar& sidecar, const RunnerOptions& options,
@@ -175,26 +87,15 @@ class OpenVinoRunner final : public Runner {
     const std::shared_ptr<ov::Model> model = read_model(path);
     any_ = std::make_unique<Compiled>(core().compile_model(model, kDevice, config),
                                       options.requests);
-    const auto input = any_->model().input(), output = any_->model().output();
-    input_shape_ = input.get_partial_shape();
-    input_type_ = input.get_element_type();
-    output_type_ = output.get_element_type();
-    for (const auto& type : {input_type_, output_type_}) {
-      if (type != ov::element::f32 && type != ov::element::f16) {
-        throw std::runtime_error("its tensors are " + type.get_type_name() +
-                                 "; expected f32 or f16");
-      }
-    }
+    check_ports();
     if (input_shape_.is_dynamic()) first_run(*any_, kFirst);
-    const std::size_t threads = static_cast<std::size_t>(options.threads > 0 ? options.threads : cores());
+    const auto threads =
+        static_cast<std::size_t>(options.threads > 0 ? options.threads : cores());
     for (const Shape& shape : shapes_of(options, metadata_)) {
       if (fixed_.count(shape) != 0) continue;
       const std::size_t streams = streams_for(shape[0], threads);
       const auto fixed = model->clone();
-      fixed->reshape(ov::PartialShape(
-          {static_cast<ov::Dimension::value_type>(shape[0] / streams), 3,
-           static_cast<ov::Dimension::value_type>(shape[2]),
-           static_cast<ov::Dimension::value_type>(shape[3])}));
+      fixed->reshape(ov::PartialShape(dimensions({shape[0] / streams, 3, shape[2], shape[3]})));
       ov::AnyMap split = config;
       split[ov::num_streams.name()] = ov::streams::Num(static_cast<int>(streams));
       // Left alone, streams get fewer than all cores.
@@ -209,19 +110,21 @@ class OpenVinoRunner final : public Runner {
   const std::string& name() const noexcept override { return name_; }
   const Metadata& metadata() const noexcept override { return metadata_; }
 
-  Result<Logits> infer(const ImageBatch& images) const override {
-    if (Status status = check_images(images); !status.ok()) return status;
+  Result<Tensors> infer_all(const ImageBatch& images,
+                            const std::vector<std::string>& names) const override {
+    if (Status status = check_images(images, metadata_); !status.ok()) return status;
     const Shape shape{images.batch, 3, images.height, images.width};
-    const ov::Shape dimensions(shape.begin(), shape.end());
-    if (!input_shape_.compatible(dimensions)) {
-      return Status(Code::shape, path_ + " got " + text(dimensions) + "; expected " +
+    if (!input_shape_.compatible(dimensions(shape))) {
+      return Status(Code::shape, path_ + " got " + text(dimensions(shape)) + "; expected " +
                                      input_shape_.to_string());
     }
+    Result<Tensors> tensors = room_for(metadata_, names, images);
+    if (!tensors) return tensors;
     const auto fixed = fixed_.find(shape);
     try {
-      Logits logits = run(fixed == fixed_.end() ? *any_ : *fixed->second, images, dimensions);
-      poison(images, logits);
-      return logits;
+      run(fixed == fixed_.end() ? *any_ : *fixed->second, images, tensors.value());
+      poison(images, tensors.value());
+      return tensors;
     } catch (const std::bad_alloc&) {
       throw;
     } catch (const std::exception& error) {
@@ -232,55 +135,99 @@ class OpenVinoRunner final : public Runner {
  private:
   static std::string text(const ov::Shape& shape) { return ov::PartialShape(shape).to_string(); }
 
-  void first_run(Compiled& compiled, const Shape& shape) const {
-    const ov::Shape dimensions(shape.begin(), shape.end());
-    const std::vector<float> zeros(ov::shape_size(dimensions));
-    run(compiled, {zeros.data(), shape[0], shape[2], shape[3]}, dimensions);
+  // Of the input, for images of (batch, 3, height, width).
+  ov::Shape dimensions(const Shape& images) const {
+    const Shape shape = input_shape(metadata_.input, images);
+    return {shape.begin(), shape.end()};
   }
 
-  Logits run(Compiled& compiled, const ImageBatch& images, const ov::Shape& dimensions) const {
+  // That the model has the input and the outputs which its sidecar names.
+  void check_ports() {
+    const ov::CompiledModel& model = any_->model();
+    input_shape_ = model.input().get_partial_shape();
+    input_type_ = model.input().get_element_type();
+    const bool pixels = metadata_.input == InputKind::pixels;
+    if (pixels ? input_type_ != ov::element::u8 : !is_float(input_type_)) {
+      throw std::runtime_error("its input is " + input_type_.get_type_name() + "; expected " +
+                               (pixels ? "u8" : "f32 or f16"));
+    }
+    if (model.outputs().size() != metadata_.outputs.size()) {
+      throw std::runtime_error("it has " + std::to_string(model.outputs().size()) +
+                               " outputs; its sidecar names " + metadata_.gives());
+    }
+    for (const Output& output : metadata_.outputs) {
+      const ov::element::Type type = model.output(output.name).get_element_type();
+      if (!is_float(type)) {
+        throw std::runtime_error("its output " + output.name + " is " + type.get_type_name() +
+                                 "; expected f32 or f16");
+      }
+    }
+  }
+
+  static bool is_float(const ov::element::Type& type) {
+    return type == ov::element::f32 || type == ov::element::f16;
+  }
+
+  void first_run(Compiled& compiled, const Shape& shape) const {
+    const std::size_t size = shape[0] * shape[1] * shape[2] * shape[3];
+    Images zeros{{}, shape[0], shape[2], shape[3], {}};
+    if (metadata_.input == InputKind::pixels) {
+      zeros.pixels.resize(size);
+    } else {
+      zeros.data.resize(size);
+    }
+    Tensors none;
+    run(compiled, zeros.view(), none);
+  }
+
+  // Fills the tensors, whose names and shapes are set.
+  void run(Compiled& compiled, const ImageBatch& images, Tensors& tensors) const {
     Lease lease(compiled);
     Requests& requests = lease.requests();
-    ov::Shape part = dimensions;
-    part[0] /= requests.size();
+    const std::size_t part = images.batch / requests.size();
     for (std::size_t i = 0; i < requests.size(); ++i) {
-      requests[i].set_input_tensor(input(images.data + i * ov::shape_size(part), part));
+      requests[i].set_input_tensor(input(images, i * part, part));
     }
     run_all(requests);
-    Logits logits{images.batch, 0, {}};
-    for (ov::InferRequest& request : requests) append(request.get_output_tensor(), part[0], logits);
-    return logits;
+    for (Tensor& tensor : tensors) {
+      float* to = tensor.values.data();
+      for (ov::InferRequest& request : requests) {
+        to = copy(request.get_tensor(tensor.name), part, tensor, to);
+      }
+    }
   }
 
-  ov::Tensor input(const float* data, const ov::Shape& dimensions) const {
-    if (input_type_ == ov::element::f32) {
-      // Read where it is: OpenVINO's tensors have no const, its inputs are not written.
-      return ov::Tensor(input_type_, dimensions, const_cast<float*>(data));
+  ov::Tensor input(const ImageBatch& images, std::size_t first, std::size_t count) const {
+    const ov::Shape shape = dimensions({count, 3, images.height, images.width});
+    const std::size_t size = ov::shape_size(shape), from = first * (size / count);
+    // Read where they are: OpenVINO's tensors have no const, its inputs are not written.
+    if (input_type_ == ov::element::u8) {
+      return ov::Tensor(input_type_, shape, const_cast<std::uint8_t*>(images.pixels + from));
     }
-    ov::Tensor halves(input_type_, dimensions);
-    std::transform(data, data + ov::shape_size(dimensions), halves.data<ov::float16>(),
+    if (input_type_ == ov::element::f32) {
+      return ov::Tensor(input_type_, shape, const_cast<float*>(images.data + from));
+    }
+    ov::Tensor halves(input_type_, shape);
+    std::transform(images.data + from, images.data + from + size, halves.data<ov::float16>(),
                    [](float value) { return ov::float16(value); });
     return halves;
   }
 
-  void append(const ov::Tensor& output, std::size_t batch, Logits& logits) const {
-    const ov::Shape shape = output.get_shape();
-    if (shape.size() != 2 || shape[0] != batch ||
-        (metadata_.num_classes > 0 &&
-         shape[1] != static_cast<std::size_t>(metadata_.num_classes))) {
-      throw std::runtime_error("it returned " + text(shape) + " for " + std::to_string(batch) +
-                               " images");
+  // The answers for `batch` images; returns where those of the next ones go.
+  float* copy(const ov::Tensor& found, std::size_t batch, const Tensor& tensor, float* to) const {
+    ov::Shape expected(tensor.shape.begin(), tensor.shape.end());
+    expected[0] = batch;
+    if (found.get_shape() != expected) {
+      throw std::runtime_error("it returned " + text(found.get_shape()) + " for " + tensor.name +
+                               "; expected " + text(expected));
     }
-    logits.classes = shape[1];
-    const std::size_t size = output.get_size();
-    if (output_type_ == ov::element::f32) {
-      const auto* from = output.data<const float>();
-      logits.values.insert(logits.values.end(), from, from + size);
-    } else {
-      const auto* from = output.data<const ov::float16>();
-      std::transform(from, from + size, std::back_inserter(logits.values),
-                     [](ov::float16 value) { return static_cast<float>(value); });
+    const std::size_t size = found.get_size();
+    if (found.get_element_type() == ov::element::f32) {
+      return std::copy_n(found.data<const float>(), size, to);
     }
+    const auto* from = found.data<const ov::float16>();
+    return std::transform(from, from + size, to,
+                          [](ov::float16 value) { return static_cast<float>(value); });
   }
 
   Metadata metadata_;
@@ -288,7 +235,6 @@ class OpenVinoRunner final : public Runner {
   std::string name_ = "openvino/cpu";
   ov::PartialShape input_shape_;
   ov::element::Type input_type_;
-  ov::element::Type output_type_;
   std::unique_ptr<Compiled> any_;
   std::map<Shape, std::unique_ptr<Compiled>> fixed_;
 };

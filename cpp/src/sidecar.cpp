@@ -12,6 +12,10 @@ namespace {
 
 using Json = nlohmann::json;
 
+// So that no shape overflows, whatever a damaged file says.
+constexpr std::size_t kMostChannels = 1 << 24;
+constexpr std::size_t kLargestStride = 1 << 10;
+
 bool ends_with(std::string_view text, std::string_view tail) {
   return text.size() >= tail.size() && text.substr(text.size() - tail.size()) == tail;
 }
@@ -39,6 +43,66 @@ Preprocessing preprocessing_of(const Json& json) {
   return how;
 }
 
+OutputKind kind_of(const std::string& name) {
+  for (const OutputKind kind : {OutputKind::logits, OutputKind::probabilities,
+                                OutputKind::embedding, OutputKind::features}) {
+    if (name == name_of(kind)) return kind;
+  }
+  throw std::invalid_argument("it has outputs of a kind " + name);
+}
+
+// An output that is one: its numbers are those of the classes, or of a map.
+Output output_of(const Json& json, int classes) {
+  Output output;
+  output.name = json.at("name").get<std::string>();
+  output.kind = kind_of(json.at("kind").get<std::string>());
+  output.channels = json.at("channels").get<std::size_t>();
+  output.stride = json.value("stride", std::size_t{0});
+  output.unit_length = json.value("unit_length", false);
+  const bool scores = output.kind == OutputKind::logits || output.kind == OutputKind::probabilities;
+  const bool map = output.kind == OutputKind::features;
+  if (output.name.empty() || output.channels < 1 || output.channels > kMostChannels ||
+      output.stride > kLargestStride || map != (output.stride > 0) ||
+      (scores && output.channels != static_cast<std::size_t>(classes))) {
+    throw std::invalid_argument("its output " + output.name + " is outside the limits");
+  }
+  return output;
+}
+
+// Of a file of the first exports, which names none: its one output.
+Output only_output(const Json& json, const Metadata& metadata) {
+  if (metadata.num_classes > 0) {
+    return {metadata.output_name, OutputKind::logits,
+            static_cast<std::size_t>(metadata.num_classes), 0, false};
+  }
+  const auto dims = json.at("card").at("architecture").at("dims").get<std::array<std::size_t, 4>>();
+  return {metadata.output_name, OutputKind::embedding, dims[3], 0, false};
+}
+
+void read_signature(const Json& json, Metadata& metadata) {
+  const std::string input = json.value("input_kind", std::string("float"));
+  if (input != "float" && input != "uint8") {
+    throw std::invalid_argument("its input_kind is " + input + "; expected float or uint8");
+  }
+  metadata.input = input == "uint8" ? InputKind::pixels : InputKind::normalized;
+  if (json.contains("outputs")) {
+    if (!json.at("outputs").is_array()) throw std::invalid_argument("its outputs are no array");
+    for (const Json& output : json.at("outputs")) {
+      metadata.outputs.push_back(output_of(output, metadata.num_classes));
+    }
+  }
+  if (metadata.outputs.empty()) metadata.outputs.push_back(only_output(json, metadata));
+  for (const Output& output : metadata.outputs) {
+    if (metadata.find(output.name) != &output) {
+      throw std::invalid_argument("it has two outputs " + output.name);
+    }
+  }
+  if (metadata.outputs.front().name != metadata.output_name) {
+    throw std::invalid_argument("its output_name is " + metadata.output_name +
+                                ", and its first output " + metadata.outputs.front().name);
+  }
+}
+
 Metadata metadata_of(const Json& json) {
   Metadata metadata;
   if (json.at("schema").get<int>() != 1) throw std::invalid_argument("its schema is not 1");
@@ -56,6 +120,7 @@ Metadata metadata_of(const Json& json) {
                                 " labels for " + std::to_string(metadata.num_classes) +
                                 " classes");
   }
+  read_signature(json, metadata);
   return metadata;
 }
 

@@ -12,12 +12,10 @@
 #include "engine_fit.h"
 #include "half.h"
 #include "sha256.h"
+#include "tensorrt_dims.h"
 
 namespace rest_deploy {
 namespace {
-
-using nvinfer1::DataType;
-using nvinfer1::Dims;
 
 // Keeps what TensorRT says is wrong; it may log from several threads.
 class Log final : public nvinfer1::ILogger {
@@ -46,47 +44,22 @@ struct Refused : std::runtime_error {
       : std::runtime_error("TensorRT refused " + what + ": " + log.last()) {}
 };
 
-std::size_t element_bytes(DataType type) {
-  if (type == DataType::kFLOAT) return 4;
-  if (type == DataType::kHALF) return 2;
-  throw std::runtime_error("a tensor of the engine is neither float32 nor float16");
-}
-
-Dims dims_of(const Shape& shape) {
-  Dims dims{};
-  dims.nbDims = static_cast<int>(shape.size());
-  for (std::size_t i = 0; i < shape.size(); ++i) {
-    dims.d[i] = static_cast<std::remove_reference_t<decltype(dims.d[0])>>(shape[i]);
-  }
-  return dims;
-}
-
-std::string text(const Dims& dims) {
-  std::string out;
-  for (int i = 0; i < dims.nbDims; ++i) out += (i == 0 ? "" : "x") + std::to_string(dims.d[i]);
-  return out;
-}
-
-bool within(const Dims& low, const Dims& shape, const Dims& high) {
-  for (int i = 0; i < shape.nbDims; ++i) {
-    if (shape.d[i] < low.d[i] || shape.d[i] > high.d[i]) return false;
-  }
-  return low.nbDims == shape.nbDims && high.nbDims == shape.nbDims;
-}
-
-double volume(const Dims& dims) {
-  double product = 1;
-  for (int i = 0; i < dims.nbDims; ++i) product *= static_cast<double>(dims.d[i]);
-  return product;
-}
+// An output: its memory on the GPU, and where it is copied to.
+struct Place {
+  CudaBuffer<DeviceMemory> device;
+  CudaBuffer<PinnedMemory> host;
+};
 
 // What one call needs for itself: a stream orders its work.
 struct Lane {
+  explicit Lane(std::size_t count) : outputs(count) {}
+
   std::unique_ptr<nvinfer1::IExecutionContext> context;
   CudaStream stream;
   CudaEvent done;
-  CudaBuffer<DeviceMemory> input, output;
-  CudaBuffer<PinnedMemory> host_input, host_output;
+  CudaBuffer<DeviceMemory> input;
+  CudaBuffer<PinnedMemory> host_input;
+  std::vector<Place> outputs;  // in the metadata's order
   int profile = -1;
 };
 
@@ -117,28 +90,31 @@ class TensorRtRunner final : public Runner {
   const std::string& name() const noexcept override { return name_; }
   const Metadata& metadata() const noexcept override { return metadata_; }
 
-  Result<Logits> infer(const ImageBatch& images) const override {
-    if (Status status = check_images(images); !status.ok()) return status;
-    const Dims shape = dims_of({images.batch, 3, images.height, images.width});
+  Result<Tensors> infer_all(const ImageBatch& images,
+                            const std::vector<std::string>& names) const override {
+    if (Status status = check_images(images, metadata_); !status.ok()) return status;
+    const Dims shape =
+        dims_of(input_shape(metadata_.input, {images.batch, 3, images.height, images.width}));
     const int profile = profile_for(shape);
     if (profile < 0) {
       return Status(Code::shape,
                     path_ + " has no profile for " + text(shape) + "; it has " + profiles(),
                     "rest-deploy build-engine with --min-shapes and --max-shapes around what comes");
     }
+    Result<Tensors> tensors = room_for(metadata_, names, images);
+    if (!tensors) return tensors;
     try {
       REST_DEPLOY_CUDA(cudaSetDevice(device_));
       std::unique_ptr<Lane> lane = take();
-      Logits logits;
       try {
-        logits = run(*lane, profile, shape, images);
+        run(*lane, profile, shape, images, tensors.value());
       } catch (...) {
         give(nullptr);  // work may still be under way in its memory: it is not used again
         throw;
       }
       give(std::move(lane));
-      poison(images, logits);
-      return logits;
+      poison(images, tensors.value());
+      return tensors;
     } catch (const std::bad_alloc&) {
       throw;
     } catch (const std::exception& error) {
@@ -149,18 +125,37 @@ class TensorRtRunner final : public Runner {
 
  private:
   void find_tensors() {
-    for (int i = 0; i < engine_->getNbIOTensors(); ++i) {
-      const std::string tensor = engine_->getIOTensorName(i);
-      const bool in = engine_->getTensorIOMode(tensor.c_str()) == nvinfer1::TensorIOMode::kINPUT;
-      (in ? input_ : output_) = tensor;
+    const std::size_t count = static_cast<std::size_t>(engine_->getNbIOTensors());
+    std::size_t outputs = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      const char* tensor = engine_->getIOTensorName(static_cast<int>(i));
+      if (engine_->getTensorIOMode(tensor) == nvinfer1::TensorIOMode::kINPUT) {
+        input_ = tensor;
+      } else {
+        ++outputs;
+      }
     }
-    if (engine_->getNbIOTensors() != 2 || input_.empty() || output_.empty()) {
-      throw std::runtime_error("the engine has other tensors than one input and one output");
+    if (count != outputs + 1 || outputs != metadata_.outputs.size()) {
+      throw std::runtime_error("the engine has " + std::to_string(outputs) + " outputs and " +
+                               std::to_string(count - outputs) +
+                               " inputs; its sidecar names one input and " + metadata_.gives());
     }
     input_type_ = engine_->getTensorDataType(input_.c_str());
-    output_type_ = engine_->getTensorDataType(output_.c_str());
-    element_bytes(input_type_);
-    element_bytes(output_type_);
+    const bool pixels = metadata_.input == InputKind::pixels;
+    if (pixels ? input_type_ != DataType::kUINT8 : !is_float(input_type_)) {
+      throw std::runtime_error(std::string("the engine's input is not ") +
+                               (pixels ? "uint8" : "float32 or float16"));
+    }
+    for (const Output& output : metadata_.outputs) {
+      const char* name = output.name.c_str();
+      if (engine_->getTensorIOMode(name) != nvinfer1::TensorIOMode::kOUTPUT) {
+        throw std::runtime_error("the engine has no output " + output.name);
+      }
+      output_types_.push_back(engine_->getTensorDataType(name));
+      if (!is_float(output_types_.back())) {
+        throw std::runtime_error("the output " + output.name + " is neither float32 nor float16");
+      }
+    }
   }
 
   Dims limit(int profile, nvinfer1::OptProfileSelector which) const {
@@ -201,7 +196,7 @@ class TensorRtRunner final : public Runner {
       return lane;
     }
     try {
-      auto lane = std::make_unique<Lane>();
+      auto lane = std::make_unique<Lane>(metadata_.outputs.size());
       lane->context.reset(engine_->createExecutionContext());
       if (!lane->context) throw Refused("an execution context", log_);
       return lane;
@@ -225,7 +220,10 @@ class TensorRtRunner final : public Runner {
     if (!done) throw Refused(what, log_);
   }
 
-  Logits run(Lane& lane, int profile, const Dims& shape, const ImageBatch& images) const {
+  // Fills the tensors, whose names and shapes are set. The engine writes its other outputs too, and
+  // they stay where they are.
+  void run(Lane& lane, int profile, const Dims& shape, const ImageBatch& images,
+           Tensors& tensors) const {
     nvinfer1::IExecutionContext& context = *lane.context;
     const cudaStream_t stream = lane.stream.get();
     if (lane.profile != profile) {
@@ -234,33 +232,53 @@ class TensorRtRunner final : public Runner {
     }
     must(context.setInputShape(input_.c_str(), shape), "the input's shape");
     must(context.inferShapes(0, nullptr) == 0, "to infer the shapes");
-    const Dims out = context.getTensorShape(output_.c_str());
-    if (out.nbDims != 2 || static_cast<std::size_t>(out.d[0]) != images.batch || out.d[1] < 1) {
-      throw std::runtime_error("it returns " + text(out));
-    }
-    Logits logits{images.batch, static_cast<std::size_t>(out.d[1]), {}};
-    logits.values.resize(logits.batch * logits.classes);
     const std::size_t in_bytes = images.size() * element_bytes(input_type_);
-    const std::size_t out_bytes = logits.values.size() * element_bytes(output_type_);
     void* host_input = lane.host_input.reserve(in_bytes);
-    void* host_output = lane.host_output.reserve(out_bytes);
     void* input = lane.input.reserve(in_bytes);
-    void* output = lane.output.reserve(out_bytes);
     write_input(images, host_input);
     must(context.setTensorAddress(input_.c_str(), input), "the input's address");
-    must(context.setTensorAddress(output_.c_str(), output), "the output's address");
+    for (std::size_t i = 0; i < metadata_.outputs.size(); ++i) {
+      const Output& output = metadata_.outputs[i];
+      const auto expected = shape_of(output, images.batch, images.height, images.width);
+      const Dims out = context.getTensorShape(output.name.c_str());
+      if (!equal(out, expected)) {
+        throw std::runtime_error("it returns " + text(out) + " for " + output.name +
+                                 "; expected " + text_of(expected));
+      }
+      void* memory = lane.outputs[i].device.reserve(bytes(i, expected));
+      must(context.setTensorAddress(output.name.c_str(), memory), "an output's address");
+    }
     REST_DEPLOY_CUDA(cudaMemcpyAsync(input, host_input, in_bytes, cudaMemcpyHostToDevice, stream));
     must(context.enqueueV3(stream), "to run");
-    REST_DEPLOY_CUDA(
-        cudaMemcpyAsync(host_output, output, out_bytes, cudaMemcpyDeviceToHost, stream));
+    for (const Tensor& tensor : tensors) {
+      const std::size_t i = place(tensor), size = bytes(i, tensor.shape);
+      Place& output = lane.outputs[i];
+      REST_DEPLOY_CUDA(cudaMemcpyAsync(output.host.reserve(size), output.device.reserve(size), size,
+                                       cudaMemcpyDeviceToHost, stream));
+    }
     lane.done.record(lane.stream);
     lane.done.wait();
-    read_output(host_output, logits.values);
-    return logits;
+    for (Tensor& tensor : tensors) {
+      const std::size_t i = place(tensor);
+      read_output(lane.outputs[i].host.reserve(0), output_types_[i], tensor.values);
+    }
+  }
+
+  // Of a tensor among the outputs.
+  std::size_t place(const Tensor& tensor) const {
+    return static_cast<std::size_t>(metadata_.find(tensor.name) - metadata_.outputs.data());
+  }
+
+  std::size_t bytes(std::size_t output, const std::vector<std::size_t>& shape) const {
+    std::size_t size = element_bytes(output_types_[output]);
+    for (const std::size_t length : shape) size *= length;
+    return size;
   }
 
   void write_input(const ImageBatch& images, void* target) const {
-    if (input_type_ == DataType::kFLOAT) {
+    if (input_type_ == DataType::kUINT8) {
+      std::memcpy(target, images.pixels, images.size());
+    } else if (input_type_ == DataType::kFLOAT) {
       std::memcpy(target, images.data, images.size() * sizeof(float));
     } else {
       std::transform(images.data, images.data + images.size(),
@@ -268,8 +286,8 @@ class TensorRtRunner final : public Runner {
     }
   }
 
-  void read_output(const void* source, std::vector<float>& values) const {
-    if (output_type_ == DataType::kFLOAT) {
+  static void read_output(const void* source, DataType type, std::vector<float>& values) {
+    if (type == DataType::kFLOAT) {
       std::memcpy(values.data(), source, values.size() * sizeof(float));
     } else {
       const auto* halves = static_cast<const std::uint16_t*>(source);
@@ -284,9 +302,9 @@ class TensorRtRunner final : public Runner {
   Log log_;
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
-  std::string input_, output_;
+  std::string input_;
   DataType input_type_ = DataType::kFLOAT;
-  DataType output_type_ = DataType::kFLOAT;
+  std::vector<DataType> output_types_;  // in the metadata's order
   mutable std::mutex mutex_;
   mutable std::condition_variable free_;
   mutable std::vector<std::unique_ptr<Lane>> idle_;

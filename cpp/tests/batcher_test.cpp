@@ -12,26 +12,39 @@ using std::chrono::milliseconds;
 
 namespace {
 
-// Answers each image with its first value, once `open()` lets it.
+// Answers each image with its first value, in a vector and in a map, once `open()` lets it.
 class Fake final : public Runner {
  public:
-  explicit Fake(bool open = true) : open_(open) {}
+  explicit Fake(bool open = true) : open_(open) {
+    metadata_.outputs = {{"logits", OutputKind::logits, 1, 0, false},
+                         {"c2", OutputKind::features, 2, 4, false}};
+  }
 
   const std::string& name() const noexcept override { return name_; }
   const Metadata& metadata() const noexcept override { return metadata_; }
 
-  Result<Logits> infer(const ImageBatch& images) const override {
+  Result<Tensors> infer_all(const ImageBatch& images,
+                            const std::vector<std::string>& names) const override {
     std::unique_lock<std::mutex> lock(mutex_);
     ++waiting_;
     changed_.notify_all();
     changed_.wait(lock, [this] { return open_; });
     batches_.push_back(images.batch);
+    names_ = names;
     if (fails_) return Status(Code::device, "it failed");
-    Logits logits{images.batch, 1, {}};
-    for (std::size_t i = 0; i < images.batch; ++i) {
-      logits.values.push_back(images.data[i * 3 * images.height * images.width]);
+    Tensors tensors;
+    for (const std::string& name : names) {
+      Tensor tensor{name, shape_of(*metadata_.find(name), images.batch, images.height, images.width),
+                    {}};
+      std::size_t each = 1;
+      for (std::size_t i = 1; i < tensor.shape.size(); ++i) each *= tensor.shape[i];
+      for (std::size_t i = 0; i < images.batch; ++i) {
+        tensor.values.insert(tensor.values.end(), each,
+                             images.data[i * 3 * images.height * images.width]);
+      }
+      tensors.push_back(std::move(tensor));
     }
-    return logits;
+    return tensors;
   }
 
   void open() {
@@ -48,6 +61,12 @@ class Fake final : public Runner {
     changed_.wait(lock, [this] { return waiting_ > 0; });
   }
 
+  // Outputs of the last call.
+  std::vector<std::string> names() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return names_;
+  }
+
   std::vector<std::size_t> batches() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     return batches_;
@@ -59,13 +78,14 @@ class Fake final : public Runner {
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   mutable std::vector<std::size_t> batches_;
+  mutable std::vector<std::string> names_;
   mutable int waiting_ = 0;
   bool open_;
   std::atomic<bool> fails_{false};
 };
 
 Images images(float value, std::size_t batch = 1, std::size_t side = 32) {
-  return {std::vector<float>(batch * 3 * side * side, value), batch, side, side};
+  return {std::vector<float>(batch * 3 * side * side, value), batch, side, side, {}};
 }
 
 Clock::time_point later(int ms = 60'000) { return Clock::now() + milliseconds(ms); }
@@ -97,8 +117,8 @@ void every_request_gets_its_own_answer() {
         const float value = static_cast<float>(t * 100 + turn);
         const std::size_t batch = static_cast<std::size_t>(1 + (t + turn) % 3);
         const std::size_t side = t % 2 == 0 ? 32 : 40;
-        const Result<Logits> answer = batcher.run(images(value, batch, side), later());
-        if (!answer || answer.value().values != std::vector<float>(batch, value)) ++wrong;
+        const Result<Tensors> answer = batcher.run(images(value, batch, side), {"logits"}, later());
+        if (!answer || answer.value()[0].values != std::vector<float>(batch, value)) ++wrong;
       }
     });
   }
@@ -119,11 +139,11 @@ void sizes_do_not_mix() {
   Metrics metrics;
   Batcher batcher(runner, options(4, 100), metrics);
   std::vector<std::thread> threads;
-  threads.emplace_back([&] { CHECK(batcher.run(images(1), later()).ok()); });
+  threads.emplace_back([&] { CHECK(batcher.run(images(1), {"logits"}, later()).ok()); });
   runner.await_call();
   for (int i = 0; i < 4; ++i) {
     threads.emplace_back([&, i] {
-      CHECK(batcher.run(images(2, 1, i % 2 == 0 ? 32 : 64), later()).ok());
+      CHECK(batcher.run(images(2, 1, i % 2 == 0 ? 32 : 64), {"logits"}, later()).ok());
     });
   }
   CHECK(eventually([&] { return batcher.queued() == 4; }));
@@ -132,34 +152,73 @@ void sizes_do_not_mix() {
   CHECK(runner.batches() == std::vector<std::size_t>({1, 2, 2}));
 }
 
+// Requests for other outputs share a batch; each gets those it asked for, in its order, of its images.
+void outputs_do_not_mix() {
+  Fake runner(false);
+  Metrics metrics;
+  Batcher batcher(runner, options(8, 100), metrics);
+  std::vector<std::thread> threads;
+  threads.emplace_back([&] { CHECK(batcher.run(images(1), {"c2"}, later()).ok()); });
+  runner.await_call();
+  std::atomic<int> right{0};
+  const auto ask = [&](float value, std::size_t batch, std::vector<std::string> names) {
+    threads.emplace_back([&, value, batch, names] {
+      const Result<Tensors> answer = batcher.run(images(value, batch, 36), names, later());
+      if (!CHECK_THAT(answer.ok(), answer.status().text())) return;
+      const Tensors& found = answer.value();
+      const std::vector<std::string> expected =
+          names.empty() ? std::vector<std::string>{"logits", "c2"} : names;
+      if (!CHECK(found.size() == expected.size())) return;
+      for (std::size_t i = 0; i < found.size(); ++i) {
+        const bool map = expected[i] == "c2";
+        CHECK(found[i].name == expected[i]);
+        CHECK(found[i].shape == (map ? std::vector<std::size_t>{batch, 2, 9, 9}
+                                     : std::vector<std::size_t>{batch, 1}));
+        CHECK(found[i].values == std::vector<float>(batch * (map ? 162 : 1), value));
+        ++right;
+      }
+    });
+  };
+  ask(2, 1, {"logits"});
+  ask(3, 2, {"c2", "logits"});
+  ask(4, 1, {});
+  CHECK(eventually([&] { return batcher.queued() == 4; }));
+  runner.open();
+  for (std::thread& thread : threads) thread.join();
+  CHECK(right == 5 && runner.batches() == std::vector<std::size_t>({1, 4}));
+  CHECK(runner.names() == std::vector<std::string>({"logits", "c2"}));
+  CHECK(batcher.run(images(5), {"logits"}, later()).ok());
+  CHECK(runner.names() == std::vector<std::string>({"logits"}));  // no map is copied for nobody
+}
+
 void a_full_queue_refuses() {
   Fake runner(false);
   Metrics metrics;
   Batcher batcher(runner, options(2, 3), metrics);
   std::vector<std::thread> threads;
-  threads.emplace_back([&] { CHECK(batcher.run(images(1), later()).ok()); });
+  threads.emplace_back([&] { CHECK(batcher.run(images(1), {"logits"}, later()).ok()); });
   runner.await_call();
   for (int i = 0; i < 3; ++i) {
-    threads.emplace_back([&] { CHECK(batcher.run(images(2), later()).ok()); });
+    threads.emplace_back([&] { CHECK(batcher.run(images(2), {"logits"}, later()).ok()); });
   }
   CHECK(eventually([&] { return batcher.queued() == 3; }));
   CHECK(batcher.full());
-  const Result<Logits> refused = batcher.run(images(3), later());
+  const Result<Tensors> refused = batcher.run(images(3), {"logits"}, later());
   CHECK(refused.status().code() == Code::overloaded && !refused.status().hint().empty());
   runner.open();
   for (std::thread& thread : threads) thread.join();
-  CHECK(!batcher.full() && batcher.run(images(3), later()).ok());
+  CHECK(!batcher.full() && batcher.run(images(3), {"logits"}, later()).ok());
 }
 
 void what_is_late_is_told_and_makes_room() {
   Fake runner(false);
   Metrics metrics;
   Batcher batcher(runner, options(2, 1, 0), metrics);
-  std::thread first([&] { CHECK(batcher.run(images(1), later()).ok()); });
+  std::thread first([&] { CHECK(batcher.run(images(1), {"logits"}, later()).ok()); });
   runner.await_call();
-  CHECK(batcher.run(images(2), later(1)).status().code() == Code::deadline);
+  CHECK(batcher.run(images(2), {"logits"}, later(1)).status().code() == Code::deadline);
   CHECK(batcher.queued() == 0);
-  CHECK(batcher.run(images(2), Clock::now() - milliseconds(1)).status().code() == Code::deadline);
+  CHECK(batcher.run(images(2), {"logits"}, Clock::now() - milliseconds(1)).status().code() == Code::deadline);
   runner.open();
   first.join();
   CHECK(runner.batches() == std::vector<std::size_t>({1}));  // the late ones were never computed
@@ -172,11 +231,11 @@ void draining_answers_what_was_accepted() {
   std::atomic<int> answered{0};
   std::vector<std::thread> threads;
   for (int i = 0; i < 3; ++i) {
-    threads.emplace_back([&] { answered += batcher.run(images(1), later()).ok(); });
+    threads.emplace_back([&] { answered += batcher.run(images(1), {"logits"}, later()).ok(); });
   }
   CHECK(eventually([&] { return batcher.queued() == 3; }));
   batcher.drain();  // does not wait for the delay of ten seconds
-  CHECK(batcher.run(images(2), later()).status().code() == Code::unavailable);
+  CHECK(batcher.run(images(2), {"logits"}, later()).status().code() == Code::unavailable);
   runner.open();
   for (std::thread& thread : threads) thread.join();
   CHECK(answered == 3);
@@ -186,11 +245,14 @@ void failures_and_bad_requests() {
   Fake runner;
   Metrics metrics;
   Batcher batcher(runner, options(2, 100), metrics);
-  CHECK(batcher.run(images(1, 3), later()).status().code() == Code::shape);
-  CHECK(batcher.run(images(1, 1, 31), later()).status().code() == Code::shape);
-  CHECK(batcher.run({}, later()).status().code() == Code::shape);
+  CHECK(batcher.run(images(1, 3), {"logits"}, later()).status().code() == Code::shape);
+  CHECK(batcher.run(images(1, 1, 31), {"logits"}, later()).status().code() == Code::shape);
+  CHECK(batcher.run({}, {"logits"}, later()).status().code() == Code::shape);
+  CHECK(batcher.run(images(1), {"c9"}, later()).status().code() == Code::argument);
+  const std::vector<std::uint8_t> bytes(3 * 32 * 32);
+  CHECK(batcher.run({{}, 1, 32, 32, bytes}, {"logits"}, later()).status().code() == Code::shape);
   runner.fail();
-  CHECK(batcher.run(images(1), later()).status().code() == Code::device);
+  CHECK(batcher.run(images(1), {"logits"}, later()).status().code() == Code::device);
 }
 
 void several_instances() {
@@ -206,8 +268,8 @@ void several_instances() {
       threads.emplace_back([&, t] {
         for (int turn = 0; turn < 20; ++turn) {
           const float value = static_cast<float>(t + 10 * turn);
-          const Result<Logits> answer = batcher.run(images(value), later());
-          right += answer.ok() && answer.value().values[0] == value;
+          const Result<Tensors> answer = batcher.run(images(value), {"logits"}, later());
+          right += answer.ok() && answer.value()[0].values[0] == value;
         }
       });
     }
@@ -242,6 +304,7 @@ void counts() {
 int main() {
   every_request_gets_its_own_answer();
   sizes_do_not_mix();
+  outputs_do_not_mix();
   a_full_queue_refuses();
   what_is_late_is_told_and_makes_room();
   draining_answers_what_was_accepted();

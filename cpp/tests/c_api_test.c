@@ -1,4 +1,4 @@
-/* c_api_test MODEL IMAGE: the whole way from C, and what it refuses. */
+/* c_api_test MODEL IMAGE SEVERAL: the whole way from C, and what it refuses. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,8 +29,64 @@ static uint8_t* read_bytes(const char* path, size_t* count) {
   return bytes;
 }
 
+/* Every output of a model that takes pixels, from the file. */
+static void several(const char* model, const uint8_t* image, size_t size) {
+  rest_deploy_session* session = NULL;
+  CHECK(rest_deploy_open(model, 0, 0, &session) == REST_DEPLOY_OK);
+  if (session == NULL) return;
+  CHECK(rest_deploy_takes_pixels(session) == 1 && rest_deploy_num_outputs(session) == 7);
+  const size_t side = (size_t)rest_deploy_input_size(session), bytes = 3 * side * side;
+  uint8_t* pixels = malloc(bytes);
+  CHECK(rest_deploy_preprocess_pixels(session, image, size, pixels, bytes - 1) ==
+        REST_DEPLOY_ARGUMENT);
+  CHECK(rest_deploy_preprocess_pixels(session, image, size, pixels, bytes) == REST_DEPLOY_OK);
+  float* outputs[7];
+  size_t capacities[7];
+  rest_deploy_output found;
+  for (size_t i = 0; i < 7; ++i) {
+    CHECK(rest_deploy_describe(session, i, &found) == REST_DEPLOY_OK);
+    capacities[i] = rest_deploy_output_size(session, i, 1, side, side);
+    outputs[i] = malloc(capacities[i] * sizeof(float));
+    CHECK((found.kind == REST_DEPLOY_FEATURES) == (found.stride > 0));
+  }
+  CHECK(strcmp(found.name, "c5") == 0 && found.stride == 32);
+  CHECK(capacities[6] == found.channels * 7 * 7);
+  CHECK(rest_deploy_output_size(session, 6, 2, 225, 32) == 2 * found.channels * 8 * 1);
+  CHECK(rest_deploy_output_size(session, 7, 1, side, side) == 0);
+  CHECK(rest_deploy_describe(session, 7, &found) == REST_DEPLOY_ARGUMENT);
+  CHECK(rest_deploy_infer_all(session, NULL, pixels, 1, side, side, outputs, capacities) ==
+        REST_DEPLOY_OK);
+  size_t best[1], count = 1;
+  double share[1];
+  CHECK(rest_deploy_best(session, outputs[0], best, share, &count) == REST_DEPLOY_OK);
+  CHECK(strcmp(rest_deploy_label(session, best[0]), "coffee") == 0);
+  CHECK(fabs(share[0] - (double)outputs[1][best[0]]) < 1e-5); /* the graph's own softmax */
+  float length = 0;
+  for (size_t i = 0; i < capacities[2]; ++i) length += outputs[2][i] * outputs[2][i];
+  CHECK(fabsf(length - 1) < 1e-5F);
+
+  /* Some alone; too little room; the other kind of input. */
+  float* some[7] = {NULL, NULL, NULL, NULL, NULL, NULL, outputs[6]};
+  CHECK(rest_deploy_infer_all(session, NULL, pixels, 1, side, side, some, capacities) ==
+        REST_DEPLOY_OK);
+  --capacities[6];
+  CHECK(rest_deploy_infer_all(session, NULL, pixels, 1, side, side, some, capacities) ==
+        REST_DEPLOY_ARGUMENT);
+  some[6] = NULL;
+  CHECK(rest_deploy_infer_all(session, NULL, pixels, 1, side, side, some, capacities) ==
+        REST_DEPLOY_ARGUMENT);
+  float* tensor = calloc(bytes, sizeof(float));
+  CHECK(rest_deploy_infer(session, tensor, 1, side, side, outputs[0], capacities[0]) ==
+        REST_DEPLOY_SHAPE);
+  CHECK(strstr(rest_deploy_last_error(), "uint8") != NULL);
+  for (size_t i = 0; i < 7; ++i) free(outputs[i]);
+  free(tensor);
+  free(pixels);
+  rest_deploy_close(session);
+}
+
 int main(int argc, char** argv) {
-  if (argc != 3) return 2;
+  if (argc != 4) return 2;
   rest_deploy_session* session = NULL;
   CHECK(strcmp(rest_deploy_last_error(), "") == 0);
   CHECK(rest_deploy_open("missing.onnx", 0, 0, &session) == REST_DEPLOY_ARTIFACT);
@@ -75,8 +131,13 @@ int main(int argc, char** argv) {
   CHECK(rest_deploy_infer(NULL, tensor, 1, side, side, logits, classes) == REST_DEPLOY_ARGUMENT);
   CHECK(rest_deploy_num_classes(NULL) == 0 && rest_deploy_backend(NULL) == NULL);
 
+  CHECK(rest_deploy_num_outputs(session) == 1 && rest_deploy_takes_pixels(session) == 0);
+  CHECK(rest_deploy_output_size(session, 0, 3, side, side) == 3 * classes);
+  CHECK(rest_deploy_num_outputs(NULL) == 0 && rest_deploy_takes_pixels(NULL) == 0);
+
   rest_deploy_close(session);
   rest_deploy_close(NULL);
+  several(argv[3], image, size);
   free(image);
   free(logits);
   free(tensor);

@@ -120,9 +120,152 @@ void predictions(const Metadata& metadata) {
   CHECK(found.value()[1].index == 5 && found.value()[2].index == 9 && found.value()[3].index == 0);
   CHECK(best(logits.data(), metadata, 100).value().size() == 22);
   CHECK(best(logits.data(), metadata, 0).status().code() == Code::argument);
+  // Probabilities are told as they are: no second softmax.
+  std::vector<float> shares(22, 0.0F);
+  shares[7] = 0.75F;
+  shares[2] = 0.25F;
+  const auto likely = best(shares.data(), metadata, 2, OutputKind::probabilities);
+  CHECK(likely.ok() && likely.value()[0].index == 7 && likely.value()[0].probability == 0.75);
+  CHECK(likely.value()[1].index == 2 && likely.value()[1].probability == 0.25);
+  const auto wrong = best(shares.data(), metadata, 2, OutputKind::embedding);
+  CHECK(wrong.status().code() == Code::argument);
   Metadata headless = metadata;
+  headless.outputs = {{"embedding", OutputKind::embedding, 64, 0, false}};
+  const Status refused = best(logits.data(), headless).status();
+  CHECK(refused.code() == Code::artifact && refused.message().find("embedding") != std::string::npos);
+  CHECK(refused.hint().find("--output logits") != std::string::npos);
   headless.num_classes = 0;
   CHECK(best(logits.data(), headless).status().code() == Code::artifact);
+}
+
+// The tensors of one case of a model with several outputs, by their names.
+struct Several {
+  Images images;
+  Tensors tensors;
+};
+
+// FOLDER/cases.txt: batch, height, width, the images' file, then a file for each output.
+std::vector<Several> several_of(const std::string& folder, const Metadata& metadata) {
+  std::vector<Several> cases;
+  for (const auto& fields : read_cases(folder + "/cases.txt")) {
+    Several found;
+    Images& images = found.images;
+    images.batch = std::stoul(fields[0]);
+    images.height = std::stoul(fields[1]);
+    images.width = std::stoul(fields[2]);
+    if (metadata.input == InputKind::pixels) {
+      const std::string bytes = read_all(folder + "/" + fields[3]);
+      images.pixels.assign(bytes.begin(), bytes.end());
+    } else {
+      images.data = read_floats(folder + "/" + fields[3]);
+    }
+    CHECK(fields.size() == 4 + metadata.outputs.size());
+    for (std::size_t i = 4; i < fields.size(); ++i) {
+      const Output& output = metadata.outputs[i - 4];
+      found.tensors.push_back({output.name,
+                               shape_of(output, images.batch, images.height, images.width),
+                               read_floats(folder + "/" + fields[i])});
+    }
+    cases.push_back(std::move(found));
+  }
+  CHECK(cases.size() >= 4);
+  return cases;
+}
+
+bool close(const Tensor& got, const Tensor& expected) {
+  double largest = 1;
+  for (const float value : expected.values) largest = std::max(largest, std::fabs(double{value}));
+  return got.name == expected.name && got.shape == expected.shape &&
+         distance(got.values, expected.values) < 1e-4 * largest;
+}
+
+void all_outputs(const Runner& runner, const std::vector<Several>& cases) {
+  for (const Several& found : cases) {
+    const Result<Tensors> all = runner.infer_all(found.images.view(), {});
+    if (!CHECK_THAT(all.ok(), all.status().text())) continue;
+    CHECK(all.value().size() == found.tensors.size());
+    for (std::size_t i = 0; i < found.tensors.size(); ++i) {
+      const Tensor& expected = found.tensors[i];
+      CHECK_THAT(close(all.value()[i], expected), expected.name + " differs");
+      // The control: the same comparison sees the largest value change by a thousandth.
+      Tensor spoilt = expected;
+      auto most = std::max_element(spoilt.values.begin(), spoilt.values.end());
+      *most = *most * 1.001F + 1e-3F;
+      CHECK(!close(spoilt, expected));
+    }
+    const Result<Logits> first = runner.infer(found.images.view());
+    CHECK(first.ok() && distance(first.value().values, found.tensors[0].values) < 1e-4);
+    // Some of them, in another order.
+    const Result<Tensors> some = runner.infer_all(found.images.view(), {"c4", "logits"});
+    if (CHECK(some.ok() && some.value().size() == 2)) {
+      CHECK(some.value()[0].name == "c4" && some.value()[0].shape.size() == 4);
+      CHECK(some.value()[1].name == "logits" && some.value()[1].shape.size() == 2);
+    }
+    CHECK(runner.infer_all(found.images.view(), {"c9"}).status().code() == Code::argument);
+    CHECK(runner.infer_all(found.images.view(), {"c4", "c4"}).status().code() == Code::argument);
+  }
+  // The other kind of input is refused, and says what is taken.
+  const std::vector<float> floats(3 * 64 * 64);
+  const std::vector<std::uint8_t> bytes(floats.size());
+  const bool pixels = runner.metadata().input == InputKind::pixels;
+  const ImageBatch other = pixels ? ImageBatch{floats.data(), 1, 64, 64}
+                                  : pixel_batch(bytes.data(), 1, 64, 64);
+  const Status status = runner.infer_all(other, {}).status();
+  CHECK(status.code() == Code::shape && status.message().find("takes") != std::string::npos);
+}
+
+// A broken image is NaN in every output, the others are not.
+void poisoned_outputs(const Runner& runner) {
+  std::vector<float> images(2 * 3 * 64 * 64, 0.5F);
+  images[3 * 64 * 64 + 5] = std::numeric_limits<float>::quiet_NaN();
+  const Result<Tensors> all = runner.infer_all({images.data(), 2, 64, 64}, {});
+  if (!CHECK(all.ok())) return;
+  for (const Tensor& tensor : all.value()) {
+    for (std::size_t i = 0; i < tensor.each(); ++i) {
+      CHECK(!std::isnan(tensor.row(0)[i]) && std::isnan(tensor.row(1)[i]));
+    }
+  }
+}
+
+// The whole way from a decoded image, for both kinds of input.
+void photo(const Runner& runner) {
+  Image image{300, 260, {}};
+  for (std::size_t i = 0; i < 300 * 260 * 3; ++i) image.rgb.push_back(static_cast<std::uint8_t>(i / 7));
+  const auto found = classify(runner, {image, image}, 3);
+  CHECK(found.ok() && found.value().size() == 2 && found.value()[1].size() == 3);
+  const Result<Tensor> vectors = embed(runner, {image, image});
+  if (!CHECK_THAT(vectors.ok(), vectors.status().text())) return;
+  CHECK(vectors.value().shape.size() == 2 && vectors.value().shape[0] == 2);
+  double length = 0;
+  for (std::size_t i = 0; i < vectors.value().each(); ++i) {
+    length += double{vectors.value().row(1)[i]} * double{vectors.value().row(1)[i]};
+  }
+  const bool unit = runner.metadata().find(OutputKind::embedding)->unit_length;
+  CHECK((std::fabs(length - 1) < 1e-5) == unit);
+}
+
+void several_outputs(const std::string& folder, RunnerOptions options) {
+  for (const char* kind : {"/floats", "/pixels"}) {
+    const std::string place = folder + kind, model = place + "/all.onnx";
+    for (const bool fixed : {false, true}) {
+      options.compiled_shapes = fixed ? std::vector<Shape>{{4, 3, 64, 96}, {2, 3, 64, 64}}
+                                      : std::vector<Shape>{};
+      const auto runner = open_runner(model, options);
+      if (!CHECK_THAT(runner.ok(), runner.status().text())) continue;
+      const Metadata& metadata = runner.value()->metadata();
+      CHECK(metadata.gives() == "logits, probabilities, embedding, c2, c3, c4, c5");
+      all_outputs(*runner.value(), several_of(place, metadata));
+      photo(*runner.value());
+      if (metadata.input == InputKind::normalized) poisoned_outputs(*runner.value());
+    }
+    // A sidecar that names an output fewer than the model has.
+    write_all("fewer.onnx", read_all(model));
+    std::string text = read_all(model + ".json");
+    const std::size_t name = text.find("\"name\": \"c5\""), from = text.rfind(',', text.rfind('{', name));
+    text.erase(from, text.find('}', name) + 1 - from);
+    write_all("fewer.onnx.json", text);
+    CHECK(open_runner("fewer.onnx").status().message().find("outputs") != std::string::npos);
+  }
 }
 
 void refused_files(const std::string& model) {
@@ -182,5 +325,6 @@ int main(int argc, char** argv) {
     threads(*compiled.value(), cases);
   }
   refused_files(model);
+  several_outputs(folder, options);
   return check::result();
 }

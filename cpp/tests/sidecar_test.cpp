@@ -36,6 +36,64 @@ void seals() {
   CHECK(!seal_holds("{\n  \"schema\": 1\n}\n"));
 }
 
+// What older and newer files say of their outputs and input.
+void signatures(const std::string& text) {
+  const auto with = [&](const std::string& outputs, const std::string& input = "float",
+                        const std::string& first = "logits") {
+    std::string changed = replaced(text, "\"output_name\": \"logits\"",
+                                   "\"output_name\": \"" + first + "\"");
+    const std::size_t from = changed.find("\"outputs\":");
+    if (from != std::string::npos) {  // this exporter names them: they are another's
+      changed.replace(from, 9, "\"old_outputs\"");
+      changed = replaced(changed, "\"input_kind\":", "\"old_input_kind\":");
+    }
+    if (outputs.empty()) return changed;
+    return replaced(changed, "\"input_name\":", "\"outputs\": " + outputs + ", \"input_kind\": \"" +
+                                                    input + "\", \"input_name\":");
+  };
+  const Result<Sidecar> old = parse_sidecar(with(""), "x");
+  if (CHECK_THAT(old.ok(), old.status().text())) {
+    const Metadata& found = old.value().metadata;
+    CHECK(found.input == InputKind::normalized && found.outputs.size() == 1);
+    CHECK(found.outputs[0].name == "logits" && found.outputs[0].channels == 22);
+    CHECK(found.scores() == &found.outputs[0] && found.find(OutputKind::embedding) == nullptr);
+  }
+  const std::string headless = replaced(with("", "", "embedding"), "\"num_classes\": 22", "\"num_classes\": 0");
+  const std::size_t labels = headless.find("\"labels\": [\n"), end = headless.find(']', labels);
+  const std::string bare = headless.substr(0, labels) + "\"labels\": [" + headless.substr(end);
+  const Result<Sidecar> embedding = parse_sidecar(bare, "x");
+  if (CHECK_THAT(embedding.ok(), embedding.status().text())) {
+    const Output& found = embedding.value().metadata.outputs.at(0);
+    CHECK(found.name == "embedding" && found.kind == OutputKind::embedding && found.channels > 22);
+    CHECK(embedding.value().metadata.scores() == nullptr);
+  }
+  const std::string good =
+      R"([{"name": "embedding", "kind": "embedding", "channels": 64, "unit_length": true},)"
+      R"( {"name": "c2", "kind": "features", "channels": 8, "stride": 4},)"
+      R"( {"name": "probabilities", "kind": "probabilities", "channels": 22}])";
+  const Result<Sidecar> several = parse_sidecar(with(good, "uint8", "embedding"), "x");
+  if (CHECK_THAT(several.ok(), several.status().text())) {
+    const Metadata& found = several.value().metadata;
+    CHECK(found.input == InputKind::pixels && found.gives() == "embedding, c2, probabilities");
+    CHECK(found.outputs[0].unit_length && found.outputs[1].stride == 4);
+    CHECK(found.scores() == &found.outputs[2] && found.find("c2") == &found.outputs[1]);
+    CHECK(shape_of(found.outputs[1], 2, 97, 131) == std::vector<std::size_t>({2, 8, 25, 33}));
+    CHECK(shape_of(found.outputs[0], 2, 97, 131) == std::vector<std::size_t>({2, 64}));
+  }
+  const auto bad = [&](const std::string& sidecar) {
+    CHECK_THAT(!parse_sidecar(sidecar, "x").ok(), sidecar.substr(0, 2000));
+  };
+  bad(with(good, "uint8"));  // output_name is another
+  bad(with(good, "int8", "embedding"));
+  bad(with(replaced(good, "\"kind\": \"embedding\"", "\"kind\": \"vector\""), "float", "embedding"));
+  bad(with(replaced(good, "\"channels\": 22", "\"channels\": 21"), "float", "embedding"));
+  bad(with(replaced(good, "\"channels\": 64", "\"channels\": 0"), "float", "embedding"));
+  bad(with(replaced(good, "\"channels\": 64", "\"channels\": 99999999"), "float", "embedding"));
+  bad(with(replaced(good, "\"stride\": 4", "\"stride\": 0"), "float", "embedding"));
+  bad(with(replaced(good, "\"name\": \"c2\"", "\"name\": \"embedding\""), "float", "embedding"));
+  bad(with("{}", "float"));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -55,6 +113,8 @@ int main(int argc, char** argv) {
   CHECK(found.metadata.preprocessing.mean[0] == 0.485);
   CHECK(found.metadata.sha256 == sha256(model));
   CHECK(found.command.find("export") != std::string::npos);
+
+  signatures(text);
 
   std::string other = model;
   other[other.size() / 2] ^= 1;

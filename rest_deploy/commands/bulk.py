@@ -24,6 +24,8 @@ from rest_deploy.options import (
 @click.option("-o", "--output", type=PATH, required=True, metavar="OUT.parquet",
               help="Answers. Images without one: OUT.bad.parquet.")  # fmt: skip
 @click.option("--engine", type=PATH, help="[default: the newest export of the workspace]")
+@click.option("--only", type=click.Choice(["labels", "embeddings"]),
+              help="Of an engine that gives both. [default: both]")  # fmt: skip
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True,
               help="Classes of each image.")  # fmt: skip
 @click.option("--logits", is_flag=True, help="Keep the logits of all classes too.")
@@ -51,6 +53,7 @@ def embed(
     output: Path,
     engine: Path | None,
     size: tuple[tuple[int, int], ...] | None,
+    only: Any,
     workspace: Path | None,
     as_json: bool,
     ray: bool,
@@ -58,7 +61,7 @@ def embed(
     replicas: int | None,
     **options: Any,
 ) -> None:
-    """Labels or embeddings of all images of SOURCE... in a Parquet file.
+    """Labels, embeddings or both of all images of SOURCE... in a Parquet file.
 
     SOURCE: a folder (recursive), a list (.txt) of paths or URIs, a .parquet, an image, or a URI of
     these (s3://, gs://, file://). A run that was stopped goes on where it was.
@@ -89,7 +92,7 @@ def embed(
         sources,
         output,
         engine or artifact.newest(artifact.workspace(workspace), ".onnx"),
-        Wishes(size=sizes[0], **options),
+        Wishes(size=sizes[0], only=only or "", **options),
         watch=watch,
         compute=compute,
     )

@@ -19,6 +19,10 @@ from rest_deploy.errors import ArtifactError, InputError
 
 T = TypeVar("T", bound=Struct)
 
+Answer = Literal["labels", "embeddings", "labels and embeddings"]
+Only = Literal["", "labels", "embeddings"]
+"""Of an engine that gives both."""
+
 
 class Job(Struct, frozen=True):
     """The work of one output.
@@ -26,7 +30,8 @@ class Job(Struct, frozen=True):
     sources: as named; list_sha256: of the list file (`embed.entries`). weights_sha256: of their
     values, since those of a large engine are in another file. runs_on: the backend that computes.
     size: (height, width) in pixels. threads: of the engine, 0 for all cores. shard: images of one
-    part, a multiple of `batch`. tools: versions that decide pixels, logits or bytes.
+    part, a multiple of `batch`. tools: versions that decide pixels, logits or bytes. only: what is
+    kept of an engine that gives more.
     """
 
     schema: Literal[1]
@@ -42,13 +47,14 @@ class Job(Struct, frozen=True):
     threads: int
     preprocessing: Preprocessing
     size: tuple[int, int]
-    answer: Literal["labels", "embeddings"]
+    answer: Answer
     labels_sha256: str
     top: int
     logits: bool
     batch: int
     shard: int
     tools: dict[str, str]
+    only: Only = ""
 
     @property
     def shards(self) -> int:
@@ -75,7 +81,8 @@ class Job(Struct, frozen=True):
         for option, value in (("--column", self.column), ("--id-column", self.id_column),
                               ("--threads", self.threads)):  # fmt: skip
             words += [option, str(value)] if value else []
-        if self.answer == "labels":
+        words += ["--only", self.only] if self.only else []
+        if self.top:
             words += ["--top", str(self.top), *(["--logits"] if self.logits else [])]
         return shlex.join(words)
 

@@ -22,9 +22,11 @@ from rest_deploy.embed import storage
 from rest_deploy.embed.entries import Entry
 from rest_deploy.embed.rows import RowReader
 from rest_deploy.errors import ImageError
-from rest_deploy.preprocess import load_image, normalize, to_pixels
+from rest_deploy.layout import layout_of
+from rest_deploy.preprocess import load_image, to_input
+from rest_deploy.signature import InputKind
 
-Float32 = npt.NDArray[np.float32]
+Images = npt.NDArray[np.generic]
 
 AHEAD = 2
 """Batches that are decoded or being decoded while the engine has one."""
@@ -32,9 +34,10 @@ AHEAD = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """images: (B, 3, H, W) float32. ids: of the slots in use, at most B. bad: slot -> reason."""
+    """images: (B, 3, H, W) float32, or (B, H, W, 3) uint8 for an engine that takes pixels. ids: of
+    the slots in use, at most B. bad: slot -> reason."""
 
-    images: Float32
+    images: Images
     ids: tuple[str, ...]
     bad: dict[int, str]
 
@@ -48,19 +51,22 @@ class Decoder:
         size: tuple[int, int],
         workers: int,
         column: str | None = None,
+        kind: InputKind = "float",
     ) -> None:
-        """size: (height, width) in pixels. column: of Parquet sources, see `RowReader`."""
+        """size: (height, width) in pixels. column: of Parquet sources, see `RowReader`. kind: what
+        the engine takes."""
         self.preprocessing, self.size, self.column = preprocessing, size, column
+        self.kind: InputKind = kind
         self._workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="rest-deploy-decode")
 
     def batches(self, entries: Iterable[Entry], batch: int) -> Iterator[Batch]:
         """In the order of the entries. batch: slots of one; only the last has some to spare."""
         reader = RowReader(self.column)
-        window: deque[tuple[Entry, Future[Float32 | str]]] = deque()
+        window: deque[tuple[Entry, Future[Images | str]]] = deque()
         source = iter(entries)
         most = AHEAD * batch + self._workers
-        held: list[tuple[str, Float32 | str]] = []
+        held: list[tuple[str, Images | str]] = []
         try:
             while True:
                 for entry in islice(source, most - len(window)):
@@ -83,24 +89,25 @@ class Decoder:
         """Wait for what is being decoded."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _submit(self, entry: Entry, reader: RowReader) -> Future[Float32 | str]:
+    def _submit(self, entry: Entry, reader: RowReader) -> Future[Images | str]:
         # Rows are read here, in their order; files in the threads.
         content = reader.read(entry.place, entry.row) if entry.row >= 0 else entry.location
         return self._pool.submit(self._decode, content)
 
-    def _decode(self, source: bytes | str | None) -> Float32 | str:
+    def _decode(self, source: bytes | str | None) -> Images | str:
         """The normalized (3, H, W), or why there is none."""
         if source is None:
             return "the row holds no bytes"
         try:
             content = storage.read(source) if isinstance(source, str) else source
-            pixels = to_pixels(load_image(content), self.preprocessing, self.size)
+            image: Images = to_input(load_image(content), self.kind, self.preprocessing, self.size)
         except ImageError as error:
             return error.message
-        return normalize(pixels, self.preprocessing)
+        return image
 
-    def _assembled(self, held: list[tuple[str, Float32 | str]], batch: int) -> Batch:
-        images = np.zeros((batch, 3, *self.size), np.float32)
+    def _assembled(self, held: list[tuple[str, Images | str]], batch: int) -> Batch:
+        layout = layout_of(self.kind)
+        images = np.zeros(layout.shape((batch, 3, *self.size)), layout.dtype)
         bad: dict[int, str] = {}
         for slot, (_, found) in enumerate(held):
             if isinstance(found, str):

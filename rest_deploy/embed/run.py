@@ -19,13 +19,14 @@ from rest_deploy.contracts import SMALLEST_SIDE, Struct
 from rest_deploy.embed import parts
 from rest_deploy.embed.answers import Form
 from rest_deploy.embed.entries import Entry, Listed, read_entries, write_list
-from rest_deploy.embed.job import Job, Manifest
+from rest_deploy.embed.job import Answer, Job, Manifest, Only
 from rest_deploy.embed.parts import Answers, Layout
 from rest_deploy.embed.pipeline import Batch, Decoder
 from rest_deploy.embed.sources import entries
 from rest_deploy.errors import ArtifactError, InputError, require
 from rest_deploy.runtime.session import Session
 from rest_deploy.runtime.specialize import ShapeLimits
+from rest_deploy.signature import SCORES
 
 Float32 = npt.NDArray[np.float32]
 
@@ -42,11 +43,13 @@ def unwatched(_done: int, _total: int, _bad: int) -> None:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What to compute, and how. top, logits: of labels. batch: images of one call of the engine;
+    """What to compute, and how. only: of an engine that gives labels and embeddings, "" for both.
+    top, logits: of labels. batch: images of one call of the engine;
     shard: of one part, None for about 2048. size: (height, width), None for the card's. threads: of
     the engine, None for all cores. workers: decoding threads, None for the cores. max_bad: share of
     bad images that the report calls too many. keep_parts: leave a folder of parts."""
 
+    only: Only = ""
     top: int = 5
     logits: bool = False
     batch: int = 32
@@ -180,7 +183,8 @@ def compute_shards(
     """One after another; decoding runs ahead across their borders."""
     job, wishes = work.job, work.wishes
     workers = wishes.workers or _cores()
-    decoder = Decoder(job.preprocessing, job.size, workers, job.column or None)
+    kind = session.metadata.input_kind
+    decoder = Decoder(job.preprocessing, job.size, workers, job.column or None, kind)
     wanted = (entry for shard in shards for entry in _entries(work, shard))
     try:
         batches = decoder.batches(wanted, job.batch)
@@ -199,24 +203,72 @@ def compute_shards(
 
 def _answer(form: Form, session: Session, batch: Batch, into: Answers) -> None:
     """Run a batch and add what came out. Raises `ArtifactError` for answers that are no numbers."""
-    found = session.run(batch.images)
-    if found.shape != (len(batch.images), form.width):
-        raise ArtifactError(
-            f"{session.path} returned {found.shape} for {len(batch.images)} images; expected "
-            f"{form.width} values for each"
-        )
+    found = session.run_all(batch.images)
+    for output in form.outputs:
+        shape = found[output.name].shape
+        if shape != (len(batch.images), output.channels):
+            raise ArtifactError(
+                f"{session.path} returned {output.name} of {shape} for {len(batch.images)} images; "
+                f"expected {output.channels} values for each"
+            )
     good = [slot for slot in range(len(batch.ids)) if slot not in batch.bad]
     into.bad.extend((batch.ids[slot], reason) for slot, reason in sorted(batch.bad.items()))
     if not good:
         return
-    ids, kept = tuple(batch.ids[slot] for slot in good), found[good]
-    broken = ~np.isfinite(kept).all(axis=1)
-    if broken.any():
-        raise ArtifactError(
-            f"{session.path} returned NaN or infinity for {ids[int(broken.argmax())]}",
-            hint="rest-deploy verify shows where it departs from the reference",
-        )
+    ids = tuple(batch.ids[slot] for slot in good)
+    kept = {output.name: found[output.name][good] for output in form.outputs}
+    for name, values in kept.items():
+        broken = ~np.isfinite(values).all(axis=1)
+        if broken.any():
+            raise ArtifactError(
+                f"{session.path} returned {name} with NaN or infinity for "
+                f"{ids[int(broken.argmax())]}",
+                hint="rest-deploy verify shows where it departs from the reference",
+            )
     into.batches.append(form.rows(ids, kept))
+
+
+def form_of(session: Session, wishes: Wishes) -> Form:
+    """What is kept of the engine's answers: labels where it gives classes, an embedding where it
+    gives one, or only one of the two.
+
+    Raises `InputError` for an engine that gives neither, or not what is wished for.
+    """
+    gives = session.metadata.gives
+    given = ", ".join(output.name for output in gives)
+    scores = next((one for kind in SCORES for one in gives if one.kind == kind), None)
+    embedding = next((one for one in gives if one.kind == "embedding"), None)
+    if scores is None and embedding is None:
+        raise InputError(
+            f"{session.path} gives {given}: neither labels nor an embedding, which rows are made "
+            "of; the maps of many images are for the head that reads them",
+            hint="rest-deploy export --output embedding; Session.run_all returns maps",
+        )
+    if (wishes.only == "labels" and scores is None) or (
+        wishes.only == "embeddings" and embedding is None
+    ):
+        raise InputError(
+            f"--only {wishes.only}: {session.path} gives {given}",
+            hint=f"rest-deploy export --output {'logits' if embedding else 'embedding'}",
+        )
+    if wishes.only == "labels":
+        embedding = None
+    if wishes.only == "embeddings":
+        scores = None
+    if wishes.logits and (scores is None or scores.kind != "logits"):
+        raise InputError(
+            f"--logits: {session.path} gives {given}, and "
+            f"{'only embeddings are kept' if wishes.only == 'embeddings' else 'no logits'}",
+            hint="rest-deploy export --output logits",
+        )
+    labels = session.metadata.labels if scores is not None else ()
+    return Form(labels, scores, embedding, wishes.top, wishes.logits)
+
+
+def _answer_of(form: Form) -> Answer:
+    if form.scores is None:
+        return "embeddings"
+    return "labels" if form.embedding is None else "labels and embeddings"
 
 
 def _entries(work: Work, shard: int) -> Iterator[Entry]:
@@ -241,9 +293,7 @@ def _open(
             f"--shard {shard} is no multiple of --batch {wishes.batch}: a batch would begin in one "
             "part and end in the next"
         )
-    labels = session.metadata.labels if session.metadata.num_classes else ()
-    if wishes.logits and not labels:
-        raise InputError(f"{engine} has no classifier head: it returns embeddings, no logits")
+    form = form_of(session, wishes)
     with parts.scratch(layout) as folder:
         listed = write_list(
             entries(sources, wishes.column, wishes.id_column), folder / layout.list.name, shard
@@ -262,16 +312,15 @@ def _open(
         threads=wishes.threads or 0,
         preprocessing=card.preprocessing,
         size=size,
-        answer="labels" if labels else "embeddings",
-        labels_sha256=hashlib.sha256(to_json(labels).encode()).hexdigest(),
-        top=wishes.top if labels else 0,
+        answer=_answer_of(form),
+        labels_sha256=hashlib.sha256(to_json(form.labels).encode()).hexdigest(),
+        top=wishes.top if form.scores else 0,
         logits=wishes.logits,
         batch=wishes.batch,
         shard=shard,
         tools=tools(session),
+        only=wishes.only,
     )
-    form = Form(labels, session.metadata.num_classes or card.architecture.dims[-1], wishes.top,
-                wishes.logits)  # fmt: skip
     return Work(job, layout, listed, form, engine, wishes)
 
 

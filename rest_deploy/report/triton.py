@@ -12,7 +12,7 @@ def written(found: Repository) -> str:
         f"config.pbtxt: checked against the ModelConfig of {found.schema}"
         if found.schema
         else f"config.pbtxt: not checked against Triton's schema: {found.unchecked}",
-        f"takes: {found.input_name}, (batch, 3, height, width) by {found.name}"
+        f"takes: {found.input_name}, {found.takes}, by {found.name}"
         + (f"; encoded images by {found.whole}" if found.whole else ""),
         *(f"warning: {warning}" for warning in found.warnings),
         "",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
+import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -15,19 +17,19 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from rest_deploy import __version__
-from rest_deploy.runtime.classifier import Prediction, best
+from rest_deploy.runtime.classifier import Prediction, best, most_probable
 from rest_deploy.serve import images, openapi, protocol
 from rest_deploy.serve.bodies import body_of, unread
 from rest_deploy.serve.edge import Edge
 from rest_deploy.serve.model import VERSION, Served
-from rest_deploy.serve.pending import Answer, Float32
-from rest_deploy.serve.protocol import Inference
+from rest_deploy.serve.pending import Answer, Images
 from rest_deploy.serve.refusals import CLIENT_GONE, ClientGone, Refused, refusal
 from rest_deploy.serve.service import Outcome, Service
 
 HEADER_LENGTH = "inference-header-content-length"
 INLINE = 2_000_000
-"""Bytes of a body that is parsed at once; larger ones in a thread, so that others are served."""
+"""Bytes of a body that is parsed at once, and of tensors that are written at once; larger ones in a
+thread, so that others are served."""
 
 MOST_LOAD_BODY = 10_000
 
@@ -44,7 +46,7 @@ class Classified(msgspec.Struct):
 
 
 class Embedded(msgspec.Struct):
-    """embedding: pooled features, one number a dimension."""
+    """embedding: pooled features, one number a dimension; of L2 norm 1 where the model says so."""
 
     model_name: str
     model_version: str
@@ -159,34 +161,44 @@ class _Routes:
                 asked = await self._in_thread(protocol.parse, body, length, served.accepts)
             else:
                 asked = self._try(protocol.parse, body, length, served.accepts)
-            answer = await self._answer(request, asked.images, asked.timeout_s)
-        return _inferred(asked, answer)
+            names = tuple(wanted.name for wanted in asked.outputs)
+            answer = await self._answer(request, asked.images, names, asked.timeout_s)
+        encode = partial(protocol.respond, asked, answer.outputs, answer.engine.accepts, {})
+        large = sum(values.nbytes for values in answer.outputs.values()) > INLINE
+        return _inferred(answer, *(await self._in_thread(encode) if large else encode()))
 
     async def classify(self, request: Request) -> Response:
         served = self._serving()
-        if served.embeds:
+        scores = served.accepts.scores
+        if scores is None:
+            route = "POST /embed" if served.accepts.embedding else "POST /v2/models/…/infer"
             raise Refused(
-                409, f"{served.accepts.name} has no classifier head: POST /embed; an export of a "
-                "checkpoint with a head classifies: rest-deploy export --checkpoint F",
-                close=unread(request),
+                409, f"{served.accepts.name} gives no classes, but {served.accepts.gives}: "
+                f"{route}; an export of a checkpoint with a head classifies: rest-deploy export "
+                "--output logits --checkpoint F", close=unread(request),
             )  # fmt: skip
         top = _top(request)
-        answer = await self._encoded(request, served)
-        accepts = answer.engine.accepts
-        predictions = best(answer.logits[0], accepts.labels, top)
+        answer = await self._encoded(request, served, scores.name)
+        accepts, row = answer.engine.accepts, answer.outputs[scores.name][0]
+        if scores.kind == "probabilities":
+            predictions = most_probable(row.astype(np.float64), accepts.labels, top)
+        else:
+            predictions = best(row, accepts.labels, top)
         return _json(Classified(accepts.name, accepts.version, predictions))
 
     async def embed(self, request: Request) -> Response:
         served = self._serving()
-        if not served.embeds:
+        embedding = served.accepts.embedding
+        if embedding is None:
+            route = "POST /classify" if served.accepts.scores else "POST /v2/models/…/infer"
             raise Refused(
-                409, f"{served.accepts.name} has a classifier head: POST /classify; embeddings "
-                "come from an export without one: rest-deploy export --num-classes 0, of a "
-                "checkpoint without head.weight and head.bias", close=unread(request),
+                409, f"{served.accepts.name} gives no embedding, but {served.accepts.gives}: "
+                f"{route}; embeddings come from rest-deploy export --output embedding",
+                close=unread(request),
             )  # fmt: skip
-        answer = await self._encoded(request, served)
-        accepts = answer.engine.accepts
-        return _json(Embedded(accepts.name, accepts.version, answer.logits[0].tolist()))
+        answer = await self._encoded(request, served, embedding.name)
+        accepts, row = answer.engine.accepts, answer.outputs[embedding.name][0]
+        return _json(Embedded(accepts.name, accepts.version, row.tolist()))
 
     async def load(self, request: Request) -> Response:
         self._served(request)
@@ -205,8 +217,8 @@ class _Routes:
             raise Refused(409, said) from error
         return _json(LoadResponse(outcome))
 
-    async def _encoded(self, request: Request, served: Served) -> Answer[Served]:
-        """Of one encoded image in the body."""
+    async def _encoded(self, request: Request, served: Served, output: str) -> Answer[Served]:
+        """One output for one encoded image in the body."""
         self._room(request)
         service = self.service
         if service.decoding >= service.settings.queue:
@@ -222,14 +234,15 @@ class _Routes:
             try:
                 preprocessing = served.session.metadata.card.preprocessing
                 tensor = await self._in_thread(
-                    images.tensor, body, preprocessing, service.settings.max_pixels
-                )
+                    images.tensor, body, served.accepts.input_kind, preprocessing,
+                    service.settings.max_pixels,
+                )  # fmt: skip
             finally:
                 service.decoding -= 1
-            return await self._answer(request, tensor, None)
+            return await self._answer(request, tensor, (output,), None)
 
     async def _answer(
-        self, request: Request, tensor: Float32, timeout_s: float | None
+        self, request: Request, tensor: Images, names: tuple[str, ...], timeout_s: float | None
     ) -> Answer[Served]:
         """Raises `Refused` with what went wrong; `ClientGone` when nobody waits any more."""
         batcher = self.service.batcher
@@ -237,7 +250,7 @@ class _Routes:
         allowed = self.service.settings.deadline_ms / 1e3
         allowed = min(allowed, timeout_s) if timeout_s is not None else allowed
         deadline = time.monotonic() + allowed
-        future = self._try(batcher.submit, tensor, deadline)
+        future = self._try(batcher.submit, tensor, deadline, names)
         self.service.metrics.queue.set(batcher.depth)
         answered = asyncio.wrap_future(future)
         gone = asyncio.ensure_future(request.receive())  # nothing but the end of the connection
@@ -307,8 +320,7 @@ class _Routes:
             )  # fmt: skip
 
 
-def _inferred(asked: Inference, answer: Answer[Served]) -> Response:
-    body, length = protocol.respond(asked, answer.logits, answer.engine.accepts, {})
+def _inferred(answer: Answer[Served], body: bytes, length: int | None) -> Response:
     headers = {"x-model-sha256": answer.engine.sha256[:12]}
     if length is None:
         return Response(body, media_type="application/json", headers=headers)

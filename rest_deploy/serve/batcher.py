@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Generic
 
@@ -28,6 +28,7 @@ from rest_deploy.serve.pending import (
     Engine,
     Float32,
     Full,
+    Images,
     NotFinite,
     Queue,
     Request,
@@ -91,21 +92,28 @@ class Batcher(Generic[E]):
         """About how long it takes until what waits now is computed, 0 as long as nothing was."""
         return self._images * self._seconds_per_image / self.limits.instances
 
-    def submit(self, images: Float32, deadline: float | None = None) -> Future[Answer[E]]:
-        """images: (k, 3, H, W). deadline: of `time.monotonic()`; a request that is not being
-        computed by then is dropped and gets `Expired`. So is one whose future is cancelled.
+    def submit(
+        self,
+        images: Images,
+        deadline: float | None = None,
+        names: tuple[str, ...] | None = None,
+    ) -> Future[Answer[E]]:
+        """images: k of them. deadline: of `time.monotonic()`; a request that is not being computed
+        by then is dropped and gets `Expired`. So is one whose future is cancelled. names: of the
+        outputs wanted, None for all; requests for other outputs share a batch.
 
         Raises `ShapeError` for more images than fit one call, `Full`, `Closed`.
         """
         most = self.limits.most(images.shape[1:])
         if not 1 <= len(images) <= most:
             raise ShapeError(
-                f"{len(images)} images of {images.shape[2]}x{images.shape[3]} in one request; "
+                f"{len(images)} images of {'x'.join(map(str, images.shape[1:]))} in one request; "
                 f"expected 1 to {most}",
                 hint="send them in several requests: they are computed together all the same",
             )
         now = time.monotonic()
-        request: Request[E] = Request(images, math.inf if deadline is None else deadline, now)
+        due = math.inf if deadline is None else deadline
+        request: Request[E] = Request(images, due, now, names)
         with self._changed:
             if self._closed:
                 raise Closed("the service is stopping")
@@ -268,7 +276,11 @@ class Batcher(Generic[E]):
 
 
 def _answer(
-    batch: list[Request[E]], found: Float32 | Exception, engine: E, begun: float, seconds: float
+    batch: list[Request[E]],
+    found: Mapping[str, Float32] | Exception,
+    engine: E,
+    begun: float,
+    seconds: float,
 ) -> None:
     """Hand out the rows of one batch, or its error."""
     images, first = sum(map(len, batch)), 0
@@ -276,22 +288,28 @@ def _answer(
         if isinstance(found, Exception):
             request.future.set_exception(found)
             continue
-        rows = found[first : first + len(request)]
-        first += len(request)
-        if np.isfinite(rows).all():
+        names = found if request.names is None else request.names
+        last = first + len(request)
+        rows = {name: found[name][first:last] for name in names if name in found}
+        first = last
+        if len(rows) < len(names):  # the engine was changed meanwhile for one with others
+            lost = ", ".join(name for name in names if name not in found)
+            request.future.set_exception(InvariantError(f"the engine gives no {lost} any more"))
+        elif all(np.isfinite(values).all() for values in rows.values()):
             queued = begun - request.arrived
             request.future.set_result(Answer(rows, engine, queued, seconds, images))
         else:
             request.future.set_exception(NotFinite("the engine returned NaN or infinity"))
 
 
-def _run(engine: Engine, images: Float32 | Exception) -> Float32 | Exception:
+def _run(engine: Engine, images: Images | Exception) -> Mapping[str, Float32] | Exception:
     if isinstance(images, Exception):
         return images
     try:
-        logits = engine.run(images)
+        found = engine.run_all(images)
     except Exception as error:  # noqa: BLE001  # handed to those who asked
         return error
-    if logits.ndim != 2 or len(logits) != len(images):
-        return InvariantError(f"{len(images)} images gave an answer of {logits.shape}")
-    return logits
+    for name, values in found.items():
+        if values.ndim < 2 or len(values) != len(images):
+            return InvariantError(f"{len(images)} images gave {name!r} of {values.shape}")
+    return found

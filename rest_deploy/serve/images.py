@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from rest_deploy.contracts import Preprocessing
 from rest_deploy.errors import ImageError
-from rest_deploy.preprocess import load_image, to_tensor
+from rest_deploy.preprocess import load_image, to_input
 from rest_deploy.serve.protocol import Body
+from rest_deploy.signature import InputKind
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """Of Pillow's decoders. Some of the others start programs or read further files."""
@@ -20,8 +21,11 @@ class TooManyPixels(ImageError):
     """A small file that would become a large image."""
 
 
-def tensor(body: Body, preprocessing: Preprocessing, max_pixels: int) -> npt.NDArray[np.float32]:
-    """(1, 3, crop, crop), by the same definition as everywhere. Raises `ImageError`."""
+def tensor(
+    body: Body, kind: InputKind, preprocessing: Preprocessing, max_pixels: int
+) -> npt.NDArray[np.generic]:
+    """One image as a model of that input kind takes it, (1, 3, crop, crop) float32 or (1, crop,
+    crop, 3) uint8, by the same definition as everywhere. Raises `ImageError`."""
     from PIL import Image, UnidentifiedImageError
 
     if not body:
@@ -43,4 +47,4 @@ def tensor(body: Body, preprocessing: Preprocessing, max_pixels: int) -> npt.NDA
             raise TooManyPixels(
                 f"the image has {width}x{height} pixels; expected at most {max_pixels} in all"
             )
-        return to_tensor(load_image(opened), preprocessing)[np.newaxis]
+        return to_input(load_image(opened), kind, preprocessing)[np.newaxis]

@@ -11,21 +11,19 @@ import numpy.typing as npt
 from rest_deploy.artifact import data_sha256, sha256_file
 from rest_deploy.contracts import Dims
 from rest_deploy.errors import ArtifactError, InputError
+from rest_deploy.layout import layout_of
 from rest_deploy.runtime.session import Session
 from rest_deploy.runtime.specialize import ShapeLimits
-from rest_deploy.serve.protocol import (
-    DATATYPE,
-    Accepts,
-    ModelMetadataResponse,
-    TensorMetadata,
-    finite,
-)
+from rest_deploy.serve.accepts import DATATYPE, Accepts, shape_of
+from rest_deploy.serve.protocol import ModelMetadataResponse, TensorMetadata, finite
 from rest_deploy.serve.settings import Settings
+from rest_deploy.signature import SCORES, Output
 
 VERSION = "1"
 """Of the model in URLs: it names what is asked and answered, which a new engine file keeps."""
 
 Float32 = npt.NDArray[np.float32]
+Images = npt.NDArray[np.generic]
 
 
 class ContractError(InputError):
@@ -33,7 +31,7 @@ class ContractError(InputError):
 
 
 class Served:
-    """An open engine and what its clients need to know of it. `run` is thread-safe."""
+    """An open engine and what its clients need to know of it. `run_all` is thread-safe."""
 
     def __init__(self, session: Session, sha256: str, settings: Settings) -> None:
         metadata = session.metadata
@@ -44,10 +42,10 @@ class Served:
             name=settings.name or metadata.card.name,
             version=VERSION,
             input_name=metadata.input_name,
-            output_name=metadata.output_name,
-            width=metadata.num_classes or metadata.card.architecture.dims[-1],
-            labels=metadata.labels if metadata.num_classes else (),
+            outputs=metadata.gives,
+            labels=metadata.labels,
             max_side=settings.max_side,
+            input_kind=metadata.input_kind,
         )
 
     @classmethod
@@ -61,13 +59,8 @@ class Served:
         sha256 = fingerprint(path)
         return cls(Session.open(path, specialize=limits, **settings.options()), sha256, settings)
 
-    @property
-    def embeds(self) -> bool:
-        """Whether it has no head and answers with embeddings."""
-        return self.session.metadata.num_classes == 0
-
-    def run(self, images: Float32, /) -> Float32:
-        return self.session.run(images)
+    def run_all(self, images: Images, /) -> dict[str, Float32]:
+        return self.session.run_all(images)
 
     def warm(self) -> None:
         """Make it ready for one image and for a full batch of the size it was trained for.
@@ -78,22 +71,25 @@ class Served:
             (batch, 3, self.crop, self.crop) for batch in dict.fromkeys((1, self.max_batch))
         ]
         self.session.warm_up(shapes)
+        layout = layout_of(self.accepts.input_kind)
         for shape in shapes:
-            answer = self.run(np.zeros(shape, np.float32))
-            expected = (shape[0], self.accepts.width)
-            if answer.shape != expected or not finite(answer):
-                raise ArtifactError(
-                    f"{self.session.path} answers {shape} with {answer.shape}, "
-                    f"{'finite' if finite(answer) else 'not finite'}; expected {expected}, finite",
-                    hint="rest-deploy verify shows where it departs from the reference",
-                )
+            answers = self.run_all(np.zeros(layout.shape(shape), layout.dtype))
+            for output in self.accepts.outputs:
+                answer, expected = answers[output.name], shape_of(output, shape)
+                if answer.shape != expected or not finite(answer):
+                    raise ArtifactError(
+                        f"{self.session.path} answers {shape} with {output.name} of "
+                        f"{answer.shape}, {'finite' if finite(answer) else 'not finite'}; expected "
+                        f"{expected}, finite",
+                        hint="rest-deploy verify shows where it departs from the reference",
+                    )
 
     def contract(self) -> dict[str, str]:
         """What clients rely on, field by field."""
         accepts, card = self.accepts, self.session.metadata.card
         return {
-            "input": accepts.input_name,
-            "output": f"{accepts.output_name} of {accepts.width}",
+            "input": f"{accepts.input_name}, {accepts.datatype}",
+            "output": ", ".join(map(_words, accepts.outputs)),
             "labels": "\n".join(accepts.labels),
             "preprocessing": str(card.preprocessing),
         }
@@ -104,8 +100,11 @@ class Served:
             name=accepts.name,
             versions=[accepts.version],
             platform=self.session.runner.backend,
-            inputs=[TensorMetadata(accepts.input_name, DATATYPE, [-1, 3, -1, -1])],
-            outputs=[TensorMetadata(accepts.output_name, DATATYPE, [-1, accepts.width])],
+            inputs=[TensorMetadata(accepts.input_name, accepts.datatype, accepts.input_shape())],
+            outputs=[
+                TensorMetadata(output.name, DATATYPE, accepts.output_shape(output))
+                for output in accepts.outputs
+            ],
             parameters={
                 "sha256": self.sha256,
                 "variant": self.session.metadata.variant,
@@ -130,6 +129,12 @@ def check_contract(old: Mapping[str, str], new: Mapping[str, str], accept: Seque
             hint=f'a load request with {{"parameters": {{"accept": "{",".join(changed)}"}}}} '
             "takes it all the same",
         )
+
+
+def _words(output: Output) -> str:
+    kind = f" ({output.kind})" if output.kind != output.name and output.kind in SCORES else ""
+    stride = f" every {output.stride} pixels" if output.stride else ""
+    return f"{output.name}{kind} of {output.channels}{stride}{', unit' * output.unit_length}"
 
 
 def _first(text: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -13,10 +15,12 @@ import numpy.typing as npt
 from rest_deploy.errors import InputError, RestDeployError
 
 Float32 = npt.NDArray[np.float32]
-NONE: Float32 = np.empty((0, 3, 0, 0), np.float32)
+Images = npt.NDArray[np.generic]
+"""(N, 3, H, W) float32 or (N, H, W, 3) uint8, as the engine takes them."""
+NONE: Images = np.empty((0, 3, 0, 0), np.float32)
 
 Shape = tuple[int, ...]
-"""Of one image: (3, height, width)."""
+"""Of one image: (3, height, width) or (height, width, 3)."""
 
 
 class Full(RestDeployError):
@@ -36,9 +40,9 @@ class NotFinite(RestDeployError):
 
 
 class Engine(Protocol):
-    """images: (N, 3, H, W) float32 -> (N, classes) float32. `runtime.session.Session` is one."""
+    """images -> every output by name, (N, ...) float32. `runtime.session.Session` is one."""
 
-    def run(self, images: Float32, /) -> Float32: ...
+    def run_all(self, images: Images, /) -> Mapping[str, Float32]: ...
 
 
 E = TypeVar("E", bound=Engine)
@@ -67,15 +71,16 @@ class BatchLimits:
         """Images of that shape in one call."""
         if self.pixels is None:
             return self.max_batch
-        return max(1, min(self.max_batch, self.pixels // (shape[-1] * shape[-2])))
+        return max(1, min(self.max_batch, self.pixels // (math.prod(shape) // 3)))
 
 
 @dataclass(frozen=True)
 class Answer(Generic[E]):
-    """logits: (k, classes), all finite. engine: the one that computed them. queued_s, computed_s:
-    seconds of this request, computed_s that of its whole batch of `batch` images."""
+    """outputs: those asked for by name, (k, ...), all finite. engine: the one that computed them.
+    queued_s, computed_s: seconds of this request, computed_s that of its whole batch of `batch`
+    images."""
 
-    logits: Float32
+    outputs: Mapping[str, Float32]
     engine: E
     queued_s: float
     computed_s: float
@@ -84,9 +89,12 @@ class Answer(Generic[E]):
 
 @dataclass(eq=False)
 class Request(Generic[E]):
-    images: Float32
+    """names: of the outputs asked for, None for all."""
+
+    images: Images
     deadline: float
     arrived: float
+    names: tuple[str, ...] | None = None
     future: Future[Answer[E]] = field(default_factory=Future)
 
     @property
@@ -114,8 +122,8 @@ class Queue(Generic[E]):
         return request
 
 
-def together(batch: list[Request[E]]) -> Float32 | Exception:
-    """(N, 3, H, W); a request on its own is not copied. No memory for it is an answer too."""
+def together(batch: list[Request[E]]) -> Images | Exception:
+    """Of one shape each; a request on its own is not copied. No memory for it is an answer too."""
     if len(batch) == 1:
         return batch[0].images
     try:

@@ -9,33 +9,28 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from rest_deploy.contracts import SMALLEST_SIDE
-from rest_deploy.errors import InputError
+from rest_deploy.serve.accepts import DATATYPE, Accepts, ProtocolError, check_shape
+from rest_deploy.signature import SCORES
 
 Float32 = npt.NDArray[np.float32]
+Images = npt.NDArray[np.generic]
 Body = bytes | bytearray | memoryview
 Parameter = bool | int | float | str
-
-DATATYPE = "FP32"
-"""Of images and of what is answered, whatever the engine computes in."""
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_repository")
 _UNSUPPORTED = {
     "shared_memory_region": "shared memory is not supported; send the tensor in the body",
     "sequence_id": "sequences are not supported: every image stands for itself",
 }
-
-
-class ProtocolError(InputError):
-    """A request that is not of the protocol, or not for this model."""
 
 
 class RequestedInput(msgspec.Struct):
@@ -50,14 +45,16 @@ class RequestedInput(msgspec.Struct):
 
 
 class RequestedOutput(msgspec.Struct):
-    """parameters: binary_data (bool), classification (int: so many classes as text)."""
+    """parameters: binary_data (bool), classification (int, of logits and probabilities: so many
+    classes as text)."""
 
     name: str
     parameters: dict[str, Parameter] = {}
 
 
 class InferenceRequest(msgspec.Struct):
-    """parameters: binary_data_output (bool), timeout (microseconds)."""
+    """outputs: in the order they are wanted; none: all. parameters: binary_data_output (bool),
+    timeout (microseconds)."""
 
     inputs: list[RequestedInput]
     id: str = ""
@@ -111,20 +108,6 @@ class ErrorResponse(msgspec.Struct):
 
 
 @dataclass(frozen=True)
-class Accepts:
-    """What the model takes and gives. width: classes, or dimensions of the embedding. labels: one a
-    class, none without a head. max_side: pixels; larger images are refused."""
-
-    name: str
-    version: str
-    input_name: str
-    output_name: str
-    width: int
-    labels: tuple[str, ...]
-    max_side: int
-
-
-@dataclass(frozen=True)
 class WantedOutput:
     """classes: 0 for the values, else so many classes as text."""
 
@@ -135,17 +118,25 @@ class WantedOutput:
 
 @dataclass(frozen=True)
 class Inference:
-    """images: (N, 3, H, W), all finite. timeout_s: None for the server's."""
+    """images: (N, 3, H, W) float32, all finite, or (N, H, W, 3) uint8, as the model takes them.
+    outputs: in the order asked for. timeout_s: None for the server's."""
 
     id: str
-    images: Float32
+    images: Images
     outputs: tuple[WantedOutput, ...]
     timeout_s: float | None
 
 
 _decoder = msgspec.json.Decoder(InferenceRequest)
-_flat = msgspec.json.Decoder(list[float])
-_nested = msgspec.json.Decoder(list[list[list[list[float]]]])
+Pixel = Annotated[int, msgspec.Meta(ge=0, le=255)]
+_numbers: dict[str, tuple[msgspec.json.Decoder[Any], msgspec.json.Decoder[Any]]] = {
+    DATATYPE: (msgspec.json.Decoder(list[float]),
+               msgspec.json.Decoder(list[list[list[list[float]]]])),
+    "UINT8": (msgspec.json.Decoder(list[Pixel]),
+              msgspec.json.Decoder(list[list[list[list[Pixel]]]])),
+}  # fmt: skip
+"""Of an input's `data`, flat and nested, by its datatype."""
+_dtypes: dict[str, str] = {DATATYPE: "<f4", "UINT8": "u1"}
 _encoder = msgspec.json.Encoder()
 
 
@@ -177,29 +168,31 @@ def parse(body: Body, header_length: int | None, accepts: Accepts) -> Inference:
 
 
 def respond(
-    asked: Inference, logits: Float32, accepts: Accepts, parameters: dict[str, Parameter]
+    asked: Inference,
+    answers: Mapping[str, Float32],
+    accepts: Accepts,
+    parameters: dict[str, Parameter],
 ) -> tuple[bytes, int | None]:
-    """logits: (N, width). The body, and the length of its JSON where tensors follow it."""
-    outputs, tail = [], b""
+    """answers: by output name, (N, channels) or (N, channels, height, width). The body, and the
+    length of its JSON where tensors follow it."""
+    outputs, tails = [], []
     for wanted in asked.outputs:
+        values = answers[wanted.name]
         if wanted.classes:
-            shape = [len(logits), min(wanted.classes, logits.shape[1])]
-            texts = classification(logits, accepts.labels, shape[1])
-            values: list[Any] = texts
-            binary = b"".join(
-                struct.pack("<I", len(data)) + data for data in (text.encode() for text in texts)
-            )
-            datatype = "BYTES"
+            shape = [len(values), min(wanted.classes, values.shape[1])]
+            texts = classification(values, accepts.labels, shape[1])
+            output = AnsweredOutput(name=wanted.name, datatype="BYTES", shape=shape, data=texts)
+            encoded = (text.encode() for text in texts)
+            tail = b"".join(struct.pack("<I", len(data)) + data for data in encoded)
         else:
-            shape, datatype = list(logits.shape), DATATYPE
-            values = [] if wanted.binary else logits.ravel().tolist()
-            binary = logits.astype("<f4", copy=False).tobytes() if wanted.binary else b""
-        output = AnsweredOutput(name=wanted.name, datatype=datatype, shape=shape)
+            shape = list(values.shape)
+            output = AnsweredOutput(name=wanted.name, datatype=DATATYPE, shape=shape)
+            output.data = None if wanted.binary else values.ravel().tolist()
+            tail = values.astype("<f4", copy=False).tobytes() if wanted.binary else b""
         if wanted.binary:
-            output.parameters = {"binary_data_size": len(binary)}
-            tail += binary
-        else:
-            output.data = values
+            output.data = None
+            output.parameters = {"binary_data_size": len(tail)}
+            tails.append(tail)
         outputs.append(output)
     header = _encoder.encode(
         InferenceResponse(
@@ -211,13 +204,13 @@ def respond(
         )
     )
     any_binary = any(wanted.binary for wanted in asked.outputs)
-    return header + tail, len(header) if any_binary else None
+    return b"".join((header, *tails)), len(header) if any_binary else None
 
 
-def classification(logits: Float32, labels: Sequence[str], count: int) -> list[str]:
+def classification(scores: Float32, labels: Sequence[str], count: int) -> list[str]:
     """The `count` highest values of each row as "value:index:label", as Triton writes them."""
     found = []
-    for row in logits:
+    for row in scores:
         for index in np.argsort(-row, kind="stable")[:count].tolist():
             label = f":{labels[index]}" if labels else ""
             found.append(f"{row[index]:f}:{index}{label}")
@@ -231,23 +224,14 @@ def finite(values: Float32) -> bool:
     return math.isfinite(total) or bool(np.isfinite(values).all())
 
 
-def check_shape(shape: Sequence[int], max_side: int) -> None:
-    """Raise `ProtocolError` unless images of (N, 3, H, W) may be computed."""
-    fits = len(shape) == 4 and shape[0] >= 1 and shape[1] == 3
-    if not fits or not all(SMALLEST_SIDE <= side <= max_side for side in shape[2:]):
-        shown = str(list(shape[:6]))
-        raise ProtocolError(
-            f"got the shape {shown}; expected [batch, 3, height, width] with height and width of "
-            f"{SMALLEST_SIDE} to {max_side}"
-        )
-
-
-def _tensor(tensor: RequestedInput, binary: memoryview, accepts: Accepts) -> Float32:
+def _tensor(tensor: RequestedInput, binary: memoryview, accepts: Accepts) -> Images:
     _refuse_unsupported(tensor.parameters)
-    if tensor.datatype != DATATYPE:
-        raise ProtocolError(f"got the datatype {tensor.datatype[:20]!r}; expected {DATATYPE!r}")
-    check_shape(tensor.shape, accepts.max_side)
-    count = math.prod(tensor.shape)
+    datatype = accepts.datatype
+    if tensor.datatype != datatype:
+        raise ProtocolError(f"got the datatype {tensor.datatype[:20]!r}; expected {datatype!r}")
+    check_shape(tensor.shape, accepts)
+    dtype = np.dtype(_dtypes[datatype])
+    expected = math.prod(tensor.shape) * dtype.itemsize
     inline = b"" if tensor.data is msgspec.UNSET else bytes(tensor.data)
     size = tensor.parameters.get("binary_data_size")
     if size is None:
@@ -257,34 +241,36 @@ def _tensor(tensor: RequestedInput, binary: memoryview, accepts: Accepts) -> Flo
             )
         if not inline:
             raise ProtocolError("the input has neither data nor a binary_data_size")
-        values = _from_json(inline, tensor.shape)
+        values = _from_json(inline, tensor.shape, datatype)
     else:
         if inline:
             raise ProtocolError("the input has both data and a binary_data_size; expected one")
-        if isinstance(size, bool) or not isinstance(size, int) or size != count * 4:
+        if isinstance(size, bool) or not isinstance(size, int) or size != expected:
             raise ProtocolError(
-                f"binary_data_size is {str(size)[:40]}; {tensor.shape} of {DATATYPE} has "
-                f"{count * 4} bytes"
+                f"binary_data_size is {str(size)[:40]}; {tensor.shape} of {datatype} has "
+                f"{expected} bytes"
             )
         if len(binary) != size:
             raise ProtocolError(
                 f"{len(binary)} bytes follow the JSON; binary_data_size says {size}"
             )
-        values = np.frombuffer(binary, "<f4").reshape(tensor.shape)
+        values = np.frombuffer(binary, dtype).reshape(tensor.shape)
+    if datatype != DATATYPE:
+        return values
     # The binary part may begin anywhere; engines read floats from addresses that are aligned.
-    images = np.require(values, np.float32, ["C", "A"])
+    images: Float32 = np.require(values, np.float32, ["C", "A"])
     if not finite(images):
         raise ProtocolError("the input has values that are NaN or infinite; expected finite ones")
     return images
 
 
-def _from_json(text: bytes, shape: list[int]) -> Float32:
+def _from_json(text: bytes, shape: list[int], datatype: str) -> Images:
     """Nested as the shape, or flat."""
     nested = text.lstrip()[1:].lstrip().startswith(b"[")
-    decoder: msgspec.json.Decoder[Any] = _nested if nested else _flat
+    decoder = _numbers[datatype][nested]
     try:
         with np.errstate(over="ignore"):
-            values = np.array(decoder.decode(text), np.float32)
+            values: Images = np.array(decoder.decode(text), _dtypes[datatype])
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise ProtocolError(f"data is not numbers of {shape}: {error}") from error
     except ValueError as error:  # rows of different length
@@ -296,18 +282,26 @@ def _from_json(text: bytes, shape: list[int]) -> Float32:
 
 
 def _outputs(request: InferenceRequest, accepts: Accepts) -> tuple[WantedOutput, ...]:
+    """Those named, in their order; all, in the engine's, where none is."""
     by_default = _flag(request.parameters, "binary_data_output")
-    asked = request.outputs or [RequestedOutput(accepts.output_name)]
-    names = [one.name for one in asked]
-    if names != [accepts.output_name]:
-        shown = ", ".join(repr(name[:40]) for name in names[:5])
-        raise ProtocolError(f"got the outputs {shown}; expected one, {accepts.output_name!r}")
-    _refuse_unsupported(asked[0].parameters)
-    classes = asked[0].parameters.get("classification", 0)
+    asked = request.outputs or [RequestedOutput(output.name) for output in accepts.outputs]
+    counted = Counter(one.name for one in asked)
+    odd = [name for name, count in counted.items() if accepts.find(name) is None or count > 1]
+    if odd:
+        shown = ", ".join(repr(name[:40]) for name in odd[:5])
+        raise ProtocolError(f"got the outputs {shown}; expected each once of {accepts.gives}")
+    return tuple(_wanted(one, accepts, by_default) for one in asked)
+
+
+def _wanted(asked: RequestedOutput, accepts: Accepts, binary: bool) -> WantedOutput:
+    _refuse_unsupported(asked.parameters)
+    classes = asked.parameters.get("classification", 0)
     if isinstance(classes, bool) or not isinstance(classes, int) or classes < 0:
         raise ProtocolError(f"classification is {str(classes)[:40]!r}; expected a whole number")
-    binary = _flag(asked[0].parameters, "binary_data", default=by_default)
-    return (WantedOutput(accepts.output_name, binary, classes),)
+    output = accepts.find(asked.name)
+    if classes and (output is None or output.kind not in SCORES):
+        raise ProtocolError(f"{asked.name!r} has no classes; classification is of logits")
+    return WantedOutput(asked.name, _flag(asked.parameters, "binary_data", default=binary), classes)
 
 
 def _flag(parameters: dict[str, Parameter], name: str, *, default: bool = False) -> bool:

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, field
 
 from rest_deploy.errors import ImageError, InputError, RestDeployError, ShapeError
+from rest_deploy.serve.accepts import ProtocolError
 from rest_deploy.serve.images import TooManyPixels
 from rest_deploy.serve.model import ContractError
 from rest_deploy.serve.pending import Closed, Expired, Full, NotFinite
-from rest_deploy.serve.protocol import ProtocolError
 from rest_deploy.serve.service import Busy
 
 CLIENT_GONE = 499

@@ -1,7 +1,7 @@
 """A Triton model repository: written whole or not at all, and checked.
 
     DIR/NAME/config.pbtxt, labels.txt, 1/ENGINE
-    DIR/NAME_preprocess, DIR/NAME_rank, DIR/NAME_classify       the ensemble
+    DIR/NAME_preprocess, NAME_rank, NAME_classify, NAME_embed   the ensembles
 
 Every folder carries `MARKER`: what was written there, by which hash. It tells our folders from
 others', and edited ones from those that may be replaced.
@@ -33,10 +33,11 @@ from rest_deploy.errors import (
     MissingDependencyError,
     OutputError,
 )
+from rest_deploy.layout import layout_of
 from rest_deploy.serve import triton_schema
 from rest_deploy.serve.triton_check import CONFIG_FILE, needs_gpu, problems
 from rest_deploy.serve.triton_config import ModelConfig, render
-from rest_deploy.serve.triton_models import Model, Wishes, models, names, shapes
+from rest_deploy.serve.triton_models import Model, Wishes, models, names, shapes, whole_of
 from rest_deploy.serve.triton_source import Source, check_shapes, examine
 
 MARKER = "rest-deploy.json"
@@ -53,8 +54,9 @@ class Marker(Struct, frozen=True):
 
 
 class Repository(Struct, frozen=True):
-    """What was written. models: folders; whole: the one that takes encoded images, "" without;
-    schema: what the files were checked against, "" when they were not, `unchecked` says why."""
+    """What was written. models: folders; whole: the one that takes encoded images, "" without, and
+    for labels where there are two; takes: what the engine's input is; schema: what the files were
+    checked against, "" when they were not, `unchecked` says why."""
 
     root: str
     name: str
@@ -63,6 +65,7 @@ class Repository(Struct, frozen=True):
     models: tuple[str, ...]
     whole: str
     input_name: str
+    takes: str
     schema: str
     unchecked: str
     warnings: tuple[str, ...]
@@ -93,7 +96,7 @@ def write(
     wishes = _filled(wishes, source)
     check_shapes(source, shapes(source, wishes))
     wanted = models(source, wishes)
-    everything = names(wishes.name, source.metadata.num_classes)
+    everything = names(wishes.name)
     ours = [model.name for model in wanted]
     if not force:
         for name in ours:
@@ -111,8 +114,9 @@ def write(
         backend=source.backend,
         engine=str(engine),
         models=tuple(ours),
-        whole=everything[-1] if wishes.ensemble else "",
+        whole=whole_of(source, wishes.name) if wishes.ensemble else "",
         input_name=source.metadata.input_name,
+        takes=layout_of(source.metadata.input_kind).words.rstrip(","),
         schema="" if why else triton_schema.version(),
         unchecked=why or "",
         warnings=tuple(_warnings(source, wanted[0].config)),

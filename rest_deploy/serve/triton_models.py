@@ -1,4 +1,4 @@
-"""The models of a repository: the engine, preprocessing, ranking, and the ensemble of the three."""
+"""The models of a repository: the engine, preprocessing, ranking, and the ensembles of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from rest_deploy.artifact import to_json
 from rest_deploy.contracts import Dims, Struct
 from rest_deploy.errors import InputError
+from rest_deploy.layout import layout_of
 from rest_deploy.serve.triton_config import (
     DataType,
     DynamicBatching,
@@ -23,6 +24,7 @@ from rest_deploy.serve.triton_config import (
     WarmupInput,
 )
 from rest_deploy.serve.triton_source import Source
+from rest_deploy.signature import SCORES, Output
 
 LABELS_FILE = "labels.txt"
 MODEL_FILE = "model.py"
@@ -73,10 +75,15 @@ class Model:
         return self.config.name
 
 
-def names(name: str, classes: int) -> tuple[str, str, str, str]:
-    """Of the engine, preprocessing, ranking and ensemble."""
-    whole = f"{name}_classify" if classes else f"{name}_embed"
-    return name, f"{name}_preprocess", f"{name}_rank", whole
+def names(name: str) -> tuple[str, str, str, str, str]:
+    """Of the engine, preprocessing, ranking, and the ensembles for labels and for embeddings."""
+    return name, *(f"{name}_{part}" for part in ("preprocess", "rank", "classify", "embed"))  # type: ignore[return-value]  # five
+
+
+def whole_of(source: Source, name: str) -> str:
+    """The ensemble that takes encoded images; where there are two, the one for labels."""
+    _, _, _, classify, embed = names(name)
+    return classify if source.scores else embed
 
 
 def shapes(source: Source, wishes: Wishes) -> list[Dims]:
@@ -107,24 +114,44 @@ def models(source: Source, wishes: Wishes) -> list[Model]:
     if source.backend == "tensorrt" and wishes.threads is not None:
         raise InputError("--threads is for engines on a CPU; TensorRT runs on a GPU")
     found = [_engine(source, wishes)]
-    if wishes.ensemble:
-        found.append(_preprocess(source, wishes))
-        if source.metadata.num_classes:
-            found.append(_rank(source, wishes))
-        found.append(_ensemble(source, wishes))
+    if not wishes.ensemble:
+        return found
+    if source.scores is None and source.embedding is None:
+        given = ", ".join(output.name for output in source.metadata.gives)
+        raise InputError(
+            f"the ensembles answer encoded images with labels or an embedding; {source.path} gives "
+            f"{given}",
+            hint="--no-ensemble: its clients send tensors and get the maps",
+        )
+    found.append(_preprocess(source, wishes))
+    if source.scores is not None:
+        found += [_rank(source, wishes, source.scores), _classify(source, wishes, source.scores)]
+    if source.embedding is not None:
+        found.append(_embed(source, wishes, source.embedding))
     return found
 
 
 def _engine(source: Source, wishes: Wishes) -> Model:
     metadata, batch = source.metadata, wishes.max_batch
-    classes = metadata.num_classes
-    python = source.backend == "python"
-    data_type = DataType.FP32 if python else source.io_type  # Session casts
+    python, scores = source.backend == "python", source.scores
     # OpenVINO's backend fixes the batch of a batching model and pads requests up to it.
-    dims: tuple[int, ...] = (3, -1, -1)
-    answer: tuple[int, ...] = (source.answers,)
+    any_batch: tuple[int, ...] = ()
     if source.backend == "openvino":
-        batch, dims, answer = 0, (-1, *dims), (-1, *answer)
+        batch, any_batch = 0, (-1,)
+    image = Tensor(
+        name=metadata.input_name,
+        data_type=source.image_type,
+        dims=(*any_batch, *_image_dims(source, (-1, -1))),
+    )
+    outputs = tuple(
+        Tensor(
+            name=output.name,
+            data_type=source.tensor_type,
+            dims=(*any_batch, *_dims(output)),
+            label_filename=LABELS_FILE if output.kind in SCORES else "",
+        )
+        for output in metadata.gives
+    )
     file = source.path.name if python else DEFAULT_FILES[source.backend]
     config = ModelConfig(
         name=wishes.name,
@@ -132,15 +159,8 @@ def _engine(source: Source, wishes: Wishes) -> Model:
         backend="" if source.backend == "tensorrt" else source.backend,
         default_model_filename=file if source.backend == "openvino" else "",
         max_batch_size=batch,
-        input=(Tensor(name=metadata.input_name, data_type=data_type, dims=dims),),
-        output=(
-            Tensor(
-                name=metadata.output_name,
-                data_type=data_type,
-                dims=answer,
-                label_filename=LABELS_FILE if classes else "",
-            ),
-        ),
+        input=(image,),
+        output=outputs,
         instance_group=(
             InstanceGroup(
                 count=wishes.instances,
@@ -154,12 +174,12 @@ def _engine(source: Source, wishes: Wishes) -> Model:
         ),
         dynamic_batching=_batching(source, wishes) if batch else None,
         parameters=_parameters(source, wishes, file),
-        model_warmup=_warmup(source, wishes, data_type, batched=batch > 0),
+        model_warmup=_warmup(source, wishes, batched=batch > 0),
     )
     copies = {f"1/{file}": source.path}
     if source.data is not None:
         copies[f"1/{source.data.name}"] = source.data
-    files = {LABELS_FILE: _labels(source)} if classes else {}
+    files = {LABELS_FILE: _labels(source)} if scores else {}
     if python:
         files[f"1/{MODEL_FILE}"] = _python("EngineModel")
         if source.beside is not None:
@@ -203,14 +223,13 @@ def _parameters(source: Source, wishes: Wishes, file: str) -> dict[str, Paramete
     return {key: Parameter(string_value=value) for key, value in values.items() if value}
 
 
-def _warmup(
-    source: Source, wishes: Wishes, data_type: DataType, *, batched: bool
-) -> tuple[Warmup, ...]:
+def _warmup(source: Source, wishes: Wishes, *, batched: bool) -> tuple[Warmup, ...]:
     """Zeros: what random bytes make of a float may be NaN."""
     found = []
     for batch, *image in shapes(source, wishes):
+        dims = _image_dims(source, (image[1], image[2]))
         sent = WarmupInput(
-            data_type=data_type, dims=tuple(image if batched else (batch, *image)), zero_data=True
+            data_type=source.image_type, dims=dims if batched else (batch, *dims), zero_data=True
         )
         found.append(
             Warmup(
@@ -225,13 +244,16 @@ def _warmup(
 def _preprocess(source: Source, wishes: Wishes) -> Model:
     card = source.metadata.card.preprocessing
     height, width = (wishes.sizes or ((card.crop, card.crop),))[0]
-    _, name, _, _ = names(wishes.name, source.metadata.num_classes)
+    _, name, _, _, _ = names(wishes.name)
+    image = Tensor(
+        name="image", data_type=source.image_type, dims=_image_dims(source, (height, width))
+    )
     config = ModelConfig(
         name=name,
         backend="python",
         max_batch_size=wishes.max_batch,
         input=(Tensor(name=IMAGE_BYTES, data_type=DataType.STRING, dims=(1,)),),
-        output=(Tensor(name="image", data_type=_image_type(source), dims=(3, height, width)),),
+        output=(image,),
         instance_group=(InstanceGroup(count=wishes.preprocessors, kind=Kind.CPU),),
         parameters={"preprocessing": Parameter(string_value="preprocessing.json")},
     )
@@ -242,28 +264,49 @@ def _preprocess(source: Source, wishes: Wishes) -> Model:
     )
 
 
-def _rank(source: Source, wishes: Wishes) -> Model:
-    top = min(TOP, source.metadata.num_classes)
-    _, _, name, _ = names(wishes.name, source.metadata.num_classes)
+def _rank(source: Source, wishes: Wishes, scores: Output) -> Model:
+    _, _, name, _, _ = names(wishes.name)
     config = ModelConfig(
         name=name,
         backend="python",
         max_batch_size=wishes.max_batch,
-        input=(Tensor(name="logits", data_type=_image_type(source), dims=(source.answers,)),),
-        output=_ranking(top, source.answers),
+        input=(Tensor(name=scores.name, data_type=source.tensor_type, dims=_dims(scores)),),
+        output=_ranking(scores),
         instance_group=(InstanceGroup(count=1, kind=Kind.CPU),),
-        parameters={"labels": Parameter(string_value=LABELS_FILE)},
+        parameters={
+            "labels": Parameter(string_value=LABELS_FILE),
+            "scores": Parameter(string_value=scores.kind),
+        },
     )
     return Model(
         config, {f"1/{MODEL_FILE}": _python("RankModel"), LABELS_FILE: _labels(source)}, {}
     )
 
 
-def _ensemble(source: Source, wishes: Wishes) -> Model:
-    metadata = source.metadata
-    engine, preprocess, rank, name = names(wishes.name, metadata.num_classes)
-    last = metadata.output_name if not metadata.num_classes else "answers"
-    steps = [
+def _classify(source: Source, wishes: Wishes, scores: Output) -> Model:
+    _, _, rank, name, _ = names(wishes.name)
+    outputs = _ranking(scores)
+    ranked = Step(
+        model_name=rank,
+        model_version=-1,
+        input_map={scores.name: "answers"},
+        output_map={tensor.name: tensor.name for tensor in outputs},
+    )
+    steps = (*_until_answered(source, wishes, {scores.name: "answers"}), ranked)
+    return _ensemble(name, wishes, steps, outputs)
+
+
+def _embed(source: Source, wishes: Wishes, embedding: Output) -> Model:
+    *_, name = names(wishes.name)
+    vector = Tensor(name=embedding.name, data_type=source.tensor_type, dims=_dims(embedding))
+    steps = _until_answered(source, wishes, {embedding.name: embedding.name})
+    return _ensemble(name, wishes, steps, (vector,))
+
+
+def _until_answered(source: Source, wishes: Wishes, outputs: dict[str, str]) -> tuple[Step, Step]:
+    """From the encoded image to those outputs of the engine; its others go nowhere."""
+    engine, preprocess, *_ = names(wishes.name)
+    return (
         Step(
             model_name=preprocess,
             model_version=-1,
@@ -273,50 +316,48 @@ def _ensemble(source: Source, wishes: Wishes) -> Model:
         Step(
             model_name=engine,
             model_version=-1,
-            input_map={metadata.input_name: "prepared"},
-            output_map={metadata.output_name: last},
+            input_map={source.metadata.input_name: "prepared"},
+            output_map=outputs,
         ),
-    ]
-    outputs: tuple[Tensor, ...] = (
-        Tensor(name=last, data_type=_image_type(source), dims=(source.answers,)),
     )
-    if metadata.num_classes:
-        outputs = _ranking(min(TOP, metadata.num_classes), source.answers)
-        steps.append(
-            Step(
-                model_name=rank,
-                model_version=-1,
-                input_map={"logits": last},
-                output_map={tensor.name: tensor.name for tensor in outputs},
-            )
-        )
+
+
+def _ensemble(
+    name: str, wishes: Wishes, steps: tuple[Step, ...], outputs: tuple[Tensor, ...]
+) -> Model:
     config = ModelConfig(
         name=name,
         platform="ensemble",
         max_batch_size=wishes.max_batch,
         input=(Tensor(name=IMAGE_BYTES, data_type=DataType.STRING, dims=(1,)),),
         output=outputs,
-        ensemble_scheduling=EnsembleScheduling(step=tuple(steps)),
+        ensemble_scheduling=EnsembleScheduling(step=steps),
     )
     # A version of an ensemble is a folder with nothing of its own in it.
     return Model(config, {"1/.keep": ""}, {})
 
 
-def _ranking(top: int, answers: int) -> tuple[Tensor, ...]:
-    """The logits pass through: an ensemble's output that one of its steps reads must be asked for
+def _ranking(scores: Output) -> tuple[Tensor, ...]:
+    """The scores pass through: an ensemble's output that one of its steps reads must be asked for
     in every request, or it fails ("unexpected deadlock", triton-inference-server/server#7482). They
     become float32, since half precision does not go into an answer as JSON."""
+    top = min(TOP, scores.channels)
     return (
         Tensor(name="label", data_type=DataType.STRING, dims=(top,)),
         Tensor(name="probability", data_type=DataType.FP32, dims=(top,)),
         Tensor(name="index", data_type=DataType.INT32, dims=(top,)),
-        Tensor(name="logits", data_type=DataType.FP32, dims=(answers,)),
+        Tensor(name=scores.name, data_type=DataType.FP32, dims=_dims(scores)),
     )
 
 
-def _image_type(source: Source) -> DataType:
-    """Of what goes into the engine and comes out of it, as the server sees them."""
-    return DataType.FP32 if source.backend == "python" else source.io_type
+def _dims(output: Output) -> tuple[int, ...]:
+    """Without the batch."""
+    return (output.channels, *((-1, -1) if output.stride else ()))
+
+
+def _image_dims(source: Source, size: tuple[int, int]) -> tuple[int, ...]:
+    """Of the input, without the batch. size: (height, width), -1 for any."""
+    return layout_of(source.metadata.input_kind).shape((1, 3, *size))[1:]
 
 
 def _labels(source: Source) -> str:

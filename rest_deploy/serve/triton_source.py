@@ -19,10 +19,12 @@ from rest_deploy.artifact import (
 )
 from rest_deploy.contracts import Dims, ModelMetadata, Profile
 from rest_deploy.errors import ArtifactError, InputError, installed
+from rest_deploy.layout import layout_of
 from rest_deploy.runtime.loading import RTX_MAGIC, check_weights, read_sealed
 from rest_deploy.runtime.session import Session
 from rest_deploy.runtime.specialize import NEVER
 from rest_deploy.serve.triton_config import DataType
+from rest_deploy.signature import SCORES, Output
 
 Backend = Literal["onnxruntime", "tensorrt", "openvino", "python"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -34,9 +36,9 @@ IO_TYPES = {"float32": DataType.FP32, "float16": DataType.FP16}
 class Source:
     """An engine that was examined.
 
-    io_type: of the engine's own input and output. answers: length of one answer, classes or
-    embedding. profiles: of an engine that is compiled for shapes. gpu: whether it runs on one;
-    bf16: whether it is meant to compute in it. data: weights beside the file.
+    io_type: of the engine's own float tensors. profiles: of an engine that is compiled for shapes.
+    gpu: whether it runs on one; bf16: whether it is meant to compute in it. data: weights beside
+    the file.
     """
 
     path: Path
@@ -45,11 +47,33 @@ class Source:
     sidecar: Sidecar | None
     backend: Backend
     io_type: DataType
-    answers: int
     profiles: tuple[Profile, ...]
     gpu: bool
     bf16: bool
     data: Path | None
+
+    @property
+    def tensor_type(self) -> DataType:
+        """Of float tensors as the server sees them: `Session` casts."""
+        return DataType.FP32 if self.backend == "python" else self.io_type
+
+    @property
+    def image_type(self) -> DataType:
+        """Of the input."""
+        return DataType.UINT8 if self.metadata.input_kind == "uint8" else self.tensor_type
+
+    @property
+    def scores(self) -> Output | None:
+        """What classes are read from: logits, else probabilities."""
+        for kind in SCORES:
+            for output in self.metadata.gives:
+                if output.kind == kind:
+                    return output
+        return None
+
+    @property
+    def embedding(self) -> Output | None:
+        return next((one for one in self.metadata.gives if one.kind == "embedding"), None)
 
     @property
     def beside(self) -> Path | None:
@@ -130,7 +154,6 @@ def _engine(path: Path, wanted: str) -> Source:
         sidecar=sidecar,
         backend="python" if wanted == "python" else "tensorrt",
         io_type=IO_TYPES[build.io_type],
-        answers=_answers(sidecar.metadata),
         profiles=build.fit.profiles,
         gpu=True,
         bf16=False,
@@ -164,17 +187,21 @@ def _onnx(path: Path, wanted: str) -> Source:
         path, backend=here, provider="cpu" if here == "onnxruntime" else None, specialize=NEVER
     ) as session:
         metadata = session.metadata
-        (image,), (answer,) = session.runner.inputs, session.runner.outputs
-    free = [axis for axis in (0, 2, 3) if isinstance(image.shape[axis], str)]
-    if len(image.shape) != 4 or image.shape[1] != 3 or len(free) != 3:
+        (image,), answers = session.runner.inputs, session.runner.outputs
+    layout = layout_of(metadata.input_kind)
+    named = dict(zip(layout.names(), image.shape, strict=False))
+    free = [axis for axis in ("batch", "height", "width") if isinstance(named.get(axis), str)]
+    if len(image.shape) != 4 or named["channels"] != 3 or len(free) != 3:
         raise ArtifactError(
             f"{path} takes {image.shape}; expected any batch, 3 channels, any height and width",
             hint="rest-deploy export",
         )
-    if (image.name, answer.name) != (metadata.input_name, metadata.output_name):
+    given = [answer.name for answer in answers]
+    described = [output.name for output in metadata.gives]
+    if image.name != metadata.input_name or given != described:
         raise ArtifactError(
-            f"{path} has the input {image.name!r} and the output {answer.name!r}, its description "
-            f"says {metadata.input_name!r} and {metadata.output_name!r}",
+            f"{path} has the input {image.name!r} and the outputs {', '.join(given)}, its "
+            f"description says {metadata.input_name!r} and {', '.join(described)}",
             hint="rest-deploy export",
         )
     weights = data_path(path)
@@ -184,14 +211,9 @@ def _onnx(path: Path, wanted: str) -> Source:
         metadata=metadata,
         sidecar=sidecar,
         backend=backend,
-        io_type=IO_TYPES[image.dtype],
-        answers=_answers(metadata),
+        io_type=IO_TYPES[answers[0].dtype],
         profiles=build.through.profiles if build and build.through else (),
         gpu=provider != "cpu",
         bf16=build is not None and "bf16" in (build.precision, build.rest),
         data=weights if data_sha256(path) else None,
     )
-
-
-def _answers(metadata: ModelMetadata) -> int:
-    return metadata.num_classes or metadata.card.architecture.dims[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,13 +52,21 @@ class InferenceResponse:
         return self.error.code, self.error.message
 
 
+OUTPUTS = ("logits", "probabilities", "embedding", "c2", "c3", "c4", "c5")
+
+
 @dataclass
 class Request:
     tensors: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    names: tuple[str, ...] = OUTPUTS
+
+    def requested_output_names(self) -> list[str]:
+        """The server names all of the configuration where a client names none."""
+        return list(self.names)
 
 
-def request(**tensors: npt.NDArray[Any]) -> Request:
-    return Request(tensors)
+def request(names: Sequence[str] = OUTPUTS, /, **tensors: npt.NDArray[Any]) -> Request:
+    return Request(tensors, tuple(names))
 
 
 def encoded(*images: bytes) -> npt.NDArray[np.object_]:

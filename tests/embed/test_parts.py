@@ -17,8 +17,9 @@ from rest_deploy.embed.answers import Form
 from rest_deploy.embed.job import Job, Manifest, check_same
 from rest_deploy.embed.parts import Answers, Layout
 from rest_deploy.errors import ArtifactError, InputError, InvariantError
+from rest_deploy.signature import Output
 
-FORM = Form((), 3)
+FORM = Form(embedding=Output(name="embedding", kind="embedding", channels=3))
 JOB = Job(
     schema=1, sources=("photos dir",), column="", id_column="", count=10, list_sha256="0" * 64,
     engine="e.onnx", engine_sha256="1" * 64, weights_sha256="", runs_on="onnxruntime/cpu",
@@ -33,7 +34,9 @@ def answers(shard: int, bad: int = 1) -> Answers:
     names = [f"{number}.png" for number in range(4 * shard, min(4 * shard + 4, 10))]
     good, refused = names[: len(names) - bad], names[len(names) - bad :]
     values = np.full((len(good), 3), shard, np.float32)
-    return Answers([FORM.rows(tuple(good), values)], [(name, "why") for name in refused])
+    return Answers(
+        [FORM.rows(tuple(good), {"embedding": values})], [(name, "why") for name in refused]
+    )
 
 
 def claimed(layout: Layout) -> None:

@@ -6,6 +6,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +16,18 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from rest_deploy.cards import load_card
 from rest_deploy.embed import run
 from rest_deploy.embed.answers import Form
-from rest_deploy.embed.job import Manifest
+from rest_deploy.embed.job import Manifest, Only
 from rest_deploy.embed.parts import Answers
 from rest_deploy.embed.pipeline import Batch
 from rest_deploy.embed.run import EmbedReport, Wishes, Work, embed
 from rest_deploy.errors import ArtifactError, InputError
-from rest_deploy.preprocess import load_image, normalize, to_pixels
+from rest_deploy.preprocess import load_image, normalize, to_input, to_pixels
 from rest_deploy.runtime.classifier import Classifier
 from rest_deploy.runtime.session import Session
+from rest_deploy.signature import InputKind, Output, OutputKind, outputs_for
 from tests.embed.conftest import SIZE, picture
 
 Pictures = Callable[..., Path]
@@ -175,8 +179,75 @@ def test_embeddings(tmp_path: Path, pictures: Pictures) -> None:
         pixels = to_pixels(load_image(row["id"]), preprocessing, SIZE)
         expected = session.run(normalize(pixels, preprocessing)[None])[0]
     assert row["embedding"] == pytest.approx(expected.tolist(), abs=1e-4)
-    with pytest.raises(InputError, match="no classifier head"):
+    with pytest.raises(InputError, match="gives embedding, and no logits"):
         embedded(pictures(5), tmp_path / "other.parquet", engine, Wishes(logits=True))
+
+
+@pytest.mark.parametrize("only", ["", "labels", "embeddings"])
+@pytest.mark.parametrize("kind", ["float", "uint8"])
+def test_an_engine_that_gives_both(
+    everything_nano: Path, pixels_nano: Path, pictures: Pictures, tmp_path: Path,
+    kind: InputKind, only: Only,
+) -> None:  # fmt: skip
+    engine = everything_nano if kind == "float" else pixels_nano
+    report = embedded(
+        pictures(3), tmp_path / "out.parquet", engine, Wishes(only=only, top=2, size=SIZE, batch=4)
+    )
+    assert report.answer == (only or "labels and embeddings")
+    rows = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    labels, vector = ["index", "label", "probability"], ["embedding"]
+    kept = {"": labels + vector, "labels": labels, "embeddings": vector}[only]
+    with Session.open(engine) as session:
+        card = session.metadata.card.preprocessing
+        for row in rows:
+            assert list(row) == ["id", *kept]
+            image = to_input(load_image(row["id"]), kind, card, SIZE)
+            expected = session.run_all(image[None])
+            if only != "labels":
+                wanted = expected["embedding"][0].tolist()
+                assert row["embedding"] == pytest.approx(wanted, abs=1e-4)
+            if only != "embeddings":
+                shares = expected["probabilities"][0]
+                assert row["index"] == np.argsort(-shares, kind="stable")[:2].tolist()
+                wanted = np.sort(shares)[::-1][:2].tolist()
+                assert row["probability"] == pytest.approx(wanted, abs=1e-4)
+    other: Only = "labels" if only == "embeddings" else "embeddings"
+    with pytest.raises(InputError, match="only"):
+        embedded(
+            pictures(3),
+            tmp_path / "out.parquet",
+            engine,
+            Wishes(only=other, top=2, size=SIZE, batch=4),
+        )
+
+
+def gives(*kinds: OutputKind) -> Any:
+    outputs = outputs_for(kinds, load_card("nano").architecture, 22)
+    metadata = SimpleNamespace(gives=outputs, labels=("a",) * 22)
+    return SimpleNamespace(metadata=metadata, path=Path("e.onnx"))
+
+
+def test_what_is_kept_of_an_engines_outputs() -> None:
+    form = run.form_of(gives("features", "probabilities", "logits", "embedding"), Wishes())
+    assert [one.name for one in form.outputs] == ["logits", "embedding"]
+    assert len(form.labels) == 22
+    form = run.form_of(gives("logits", "embedding"), Wishes(only="embeddings"))
+    assert ([one.name for one in form.outputs], form.labels) == (["embedding"], ())
+
+
+@pytest.mark.parametrize(
+    ("kinds", "wishes", "words"),
+    [
+        (("features",), Wishes(), "gives c2, c3, c4, c5: neither labels nor an embedding"),
+        (("logits",), Wishes(only="embeddings"), "--only embeddings: e.onnx gives logits"),
+        (("embedding",), Wishes(only="labels"), "--only labels: e.onnx gives embedding"),
+        (("probabilities",), Wishes(logits=True), "and no logits"),
+        (("logits", "embedding"), Wishes(only="embeddings", logits=True), "only embeddings are"),
+    ],
+)
+def test_outputs_that_do_not_do(kinds: tuple[OutputKind, ...], wishes: Wishes, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        run.form_of(gives(*kinds), wishes)
 
 
 def test_parquet_sources_give_the_same(
@@ -238,8 +309,11 @@ class Broken:
     def __init__(self, answers: npt.NDArray[np.float32]) -> None:
         self._answers = answers
 
-    def run(self, _images: object) -> npt.NDArray[np.float32]:
-        return self._answers
+    def run_all(self, _images: object) -> dict[str, npt.NDArray[np.float32]]:
+        return {"embedding": self._answers}
+
+
+THREE = Form(embedding=Output(name="embedding", kind="embedding", channels=3))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -249,13 +323,13 @@ def test_no_number_is_no_answer(value: float) -> None:
     answers = np.zeros((4, 3), np.float32)
     answers[[1, 3]] = value  # of a bad image, and of an empty slot: nobody asked
     into = Answers([], [])
-    run._answer(Form((), 3), Broken(answers), batch, into)  # type: ignore[arg-type]
+    run._answer(THREE, Broken(answers), batch, into)  # type: ignore[arg-type]
     assert (into.batches[0].num_rows, into.bad) == (2, [("b", "why")])
     answers[2, 0] = value
-    with pytest.raises(ArtifactError, match="returned NaN or infinity for c"):
-        run._answer(Form((), 3), Broken(answers), batch, into)  # type: ignore[arg-type]
+    with pytest.raises(ArtifactError, match="embedding with NaN or infinity for c"):
+        run._answer(THREE, Broken(answers), batch, into)  # type: ignore[arg-type]
     with pytest.raises(ArtifactError, match="expected 3 values for each"):
-        run._answer(Form((), 3), Broken(answers[:, :2]), batch, into)  # type: ignore[arg-type]
+        run._answer(THREE, Broken(answers[:, :2]), batch, into)  # type: ignore[arg-type]
 
 
 def test_progress_counts_images(trained_nano: Path, pictures: Pictures, tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_all_probabilities_add_up_to_one(live: Live) -> None:
 def test_embeddings_are_not_of_this_model(live: Live) -> None:
     reply = live.ask("POST", "/embed", encoded())
     assert reply.status == 409
-    assert "--num-classes 0" in reply.json()["error"]
+    assert "--output embedding" in reply.json()["error"]
 
 
 @pytest.mark.parametrize(

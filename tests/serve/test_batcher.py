@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -26,12 +26,14 @@ from rest_deploy.serve.pending import (
 )
 
 Float32 = npt.NDArray[np.float32]
+Images = npt.NDArray[np.generic]
 WAIT = 20.0
 """Seconds until a test gives up on an answer."""
 
 
 class Fake:
-    """Answers each image with its first value and the number of images it was computed with.
+    """Answers each image with its first value and the number of images it was computed with, and
+    with a map of that value.
 
     It computes when `gate` is open, and keeps the shapes of its batches.
     """
@@ -46,7 +48,7 @@ class Fake:
         self.most_at_once = 0
         self._lock = threading.Lock()
 
-    def run(self, images: Float32, /) -> Float32:
+    def run_all(self, images: Images, /) -> dict[str, Float32]:
         with self._lock:
             self.batches.append(images.shape)
             self.at_once += 1
@@ -55,12 +57,14 @@ class Fake:
         assert self.gate.wait(WAIT)
         if self.seconds:
             time.sleep(self.seconds)
-        values = images[:, 0, 0, 0]
+        values = images[:, 0, 0, 0].astype(np.float32)
         with self._lock:
             self.at_once -= 1
         if (values == FAILS).any():
             raise ZeroDivisionError("the engine fails")
-        return np.stack([values, np.full_like(values, len(images))], axis=1)
+        logits = np.stack([values, np.full_like(values, len(images))], axis=1)
+        sides = images.shape[1:3]
+        return {"logits": logits, "map": np.tile(values[:, None, None, None], (1, 5, *sides))}
 
 
 FAILS = 666.0
@@ -83,7 +87,7 @@ def batching(engine: Any, **limits: Any) -> Iterator[Batcher[Any]]:
 
 
 def value(future: Future[Answer[Any]]) -> float:
-    return float(future.result(WAIT).logits[0, 0])
+    return float(future.result(WAIT).outputs["logits"][0, 0])
 
 
 @contextmanager
@@ -143,9 +147,10 @@ def test_one_answer_each_and_the_right_one() -> None:
                     wrong.append(f"{mine} got the NaN of another")
             else:
                 count("answered")
-                if (answer.logits[:, 0] != sent).any() or len(answer.logits) != images:
-                    wrong.append(f"{mine} got {answer.logits}")
-                if answer.batch != answer.logits[0, 1]:
+                logits = answer.outputs["logits"]
+                if (logits[:, 0] != sent).any() or len(logits) != images:
+                    wrong.append(f"{mine} got {logits}")
+                if answer.batch != logits[0, 1]:
                     wrong.append(f"{mine} was told a batch of {answer.batch}")
 
     with batching(engine, max_batch=4, max_delay=0.001, queue=20) as batcher:
@@ -174,7 +179,7 @@ def test_requests_are_not_cut() -> None:
     with batching(engine, max_batch=4) as batcher:
         with busy(engine, batcher):
             futures = [batcher.submit(image(n, count=3)) for n in range(3)]
-        assert [len(future.result(WAIT).logits) for future in futures] == [3, 3, 3]
+        assert [len(future.result(WAIT).outputs["logits"]) for future in futures] == [3, 3, 3]
     assert [shape[0] for shape in engine.batches] == [1, 3, 3, 3]
 
 
@@ -326,14 +331,58 @@ def test_nan_reaches_its_request_and_no_other() -> None:
     assert [shape[0] for shape in engine.batches] == [1, 4]
 
 
+def test_each_gets_the_outputs_it_asked_for() -> None:
+    """Requests for other outputs share a batch, and every output is split along it."""
+    engine = Fake()
+    with batching(engine, max_batch=8) as batcher:
+        with busy(engine, batcher):
+            futures = [
+                batcher.submit(image(1), names=("logits",)),
+                batcher.submit(image(2, count=2), names=("map", "logits")),
+                batcher.submit(image(3)),
+                batcher.submit(image(4), names=("nothing",)),
+                batcher.submit(image(5), names=("map",)),
+            ]
+        found = [future.result(WAIT).outputs for future in (*futures[:3], futures[4])]
+        with pytest.raises(InvariantError, match="no nothing any more"):
+            futures[3].result(WAIT)
+    assert [shape[0] for shape in engine.batches] == [1, 6]
+    assert [list(outputs) for outputs in found] == [
+        *(["logits"], ["map", "logits"], ["logits", "map"], ["map"]),
+    ]
+    for outputs, value_, count in zip(found, (1, 2, 3, 5), (1, 2, 1, 1), strict=True):
+        if "map" in outputs:
+            assert outputs["map"].shape == (count, 5, 3, 2)
+            assert (outputs["map"] == value_).all()
+        if "logits" in outputs:
+            assert outputs["logits"][:, 0].tolist() == [value_] * count
+
+
+def test_nan_in_an_output_that_nobody_asked_for() -> None:
+    class Half:
+        def run_all(self, images: Images, /) -> dict[str, Float32]:
+            ones = np.ones((len(images), 2), np.float32)
+            return {"logits": ones, "map": ones * np.float32("nan")}
+
+    with batching(Half()) as batcher:
+        assert value(batcher.submit(image(1), names=("logits",))) == 1
+        with pytest.raises(NotFinite):
+            batcher.submit(image(1)).result(WAIT)
+
+
+def test_pixels_are_counted_whatever_the_layout() -> None:
+    limits = BatchLimits(max_batch=8, pixels=4 * 20 * 30)
+    assert limits.most((3, 20, 30)) == limits.most((20, 30, 3)) == 4
+
+
 def test_an_answer_of_the_wrong_length_is_nobodys() -> None:
     class Short:
-        def run(self, images: Float32, /) -> Float32:
-            return np.zeros((min(1, len(images)), 2), np.float32)
+        def run_all(self, images: Images, /) -> dict[str, Float32]:
+            return {"logits": np.zeros((min(1, len(images)), 2), np.float32)}
 
     with batching(Short()) as batcher:
         assert value(batcher.submit(image(1))) == 0
-        with pytest.raises(InvariantError, match="2 images gave an answer of"):
+        with pytest.raises(InvariantError, match="2 images gave 'logits' of"):
             batcher.submit(image(1, count=2)).result(WAIT)
 
 
@@ -452,8 +501,12 @@ def test_limits_that_make_no_sense(limits: dict[str, Any]) -> None:
 def test_the_property_test_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: rows handed out in the wrong order are found."""
     engine = Fake()
-    shuffled: Callable[[Float32], Float32] = engine.run
-    monkeypatch.setattr(engine, "run", lambda images: shuffled(images)[::-1])
+    right = engine.run_all
+
+    def shuffled(images: Images) -> dict[str, Float32]:
+        return {name: values[::-1] for name, values in right(images).items()}
+
+    monkeypatch.setattr(engine, "run_all", shuffled)
     with batching(engine, max_batch=4) as batcher:
         with busy(engine, batcher):
             futures = [batcher.submit(image(n)) for n in range(4)]

@@ -10,14 +10,27 @@ import numpy.typing as npt
 import pytest
 
 from rest_deploy.serve import protocol
-from rest_deploy.serve.protocol import Accepts, Inference, ProtocolError, WantedOutput
+from rest_deploy.serve.accepts import Accepts, ProtocolError, shape_of
+from rest_deploy.serve.protocol import Inference, WantedOutput
+from rest_deploy.signature import Output
 
 Float32 = npt.NDArray[np.float32]
 
 ACCEPTS = Accepts(
-    name="nano", version="1", input_name="image", output_name="logits", width=3,
-    labels=("cat", "dog", "a:b"), max_side=64,
+    name="nano", version="1", input_name="image",
+    outputs=(Output(name="logits", kind="logits", channels=3),), labels=("cat", "dog", "a:b"),
+    max_side=64,
 )  # fmt: skip
+SEVERAL = Accepts(
+    name="nano", version="1", input_name="image", labels=("cat", "dog", "a:b"), max_side=64,
+    input_kind="uint8",
+    outputs=(
+        Output(name="probabilities", kind="probabilities", channels=3),
+        Output(name="embedding", kind="embedding", channels=2, unit_length=True),
+        Output(name="c2", kind="features", channels=4, stride=4),
+    ),
+)  # fmt: skip
+PIXELS = np.random.default_rng(1).integers(0, 256, (2, 32, 33, 3), dtype=np.uint8)
 SHAPE = (2, 3, 32, 33)
 IMAGES = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
 LOGITS = np.array([[0.5, 2.0, -1.0], [3.0, 3.0, 4.0]], np.float32)
@@ -102,7 +115,7 @@ def test_outputs(changes: dict[str, Any], expected: tuple[bool, int]) -> None:
 
 def answer(output: WantedOutput) -> tuple[dict[str, Any], bytes]:
     asked = Inference("abc", IMAGES, (output,), None)
-    body, length = protocol.respond(asked, LOGITS, ACCEPTS, {"batch": 8})
+    body, length = protocol.respond(asked, {"logits": LOGITS}, ACCEPTS, {"batch": 8})
     assert (length is not None) == output.binary
     head = body if length is None else body[:length]
     return json.loads(head), b"" if length is None else body[length:]
@@ -139,6 +152,104 @@ def test_classification() -> None:
     assert found["outputs"][0]["parameters"] == {"binary_data_size": len(tail)}
     assert tail.startswith(b"\x0e\x00\x00\x002.000000:1:dog\x0e\x00\x00\x000.500000:0:cat")
     assert protocol.classification(LOGITS[:1], (), 1) == ["2.000000:1"]
+
+
+# --- several outputs, pixels ---------------------------------------------------------------------
+
+
+def of_pixels(pixels: Any = PIXELS, **changes: Any) -> tuple[bytes, int]:
+    tensor: dict[str, Any] = {
+        "name": "image", "datatype": "UINT8", "shape": list(pixels.shape),
+        "parameters": {"binary_data_size": pixels.nbytes},
+    }  # fmt: skip
+    header = json.dumps({"inputs": [{**tensor, **changes.pop("input", {})}], **changes}).encode()
+    return header + pixels.tobytes(), len(header)
+
+
+def test_pixels_in_binary_and_in_json() -> None:
+    found = protocol.parse(*of_pixels(), SEVERAL)
+    assert found.images.dtype == np.uint8
+    np.testing.assert_array_equal(found.images, PIXELS)
+    for data in (PIXELS.tolist(), PIXELS.ravel().tolist()):
+        tensor = {"name": "image", "datatype": "UINT8", "shape": list(PIXELS.shape), "data": data}
+        found = protocol.parse(json.dumps({"inputs": [tensor]}).encode(), None, SEVERAL)
+        np.testing.assert_array_equal(found.images, PIXELS)
+
+
+def test_all_outputs_by_default_and_those_asked_for_in_their_order() -> None:
+    found = protocol.parse(*of_pixels(), SEVERAL)
+    assert [one.name for one in found.outputs] == ["probabilities", "embedding", "c2"]
+    outputs = [
+        {"name": "c2", "parameters": {"binary_data": False}},
+        {"name": "probabilities", "parameters": {"classification": 2}},
+    ]
+    parameters = {"binary_data_output": True}
+    found = protocol.parse(*of_pixels(outputs=outputs, parameters=parameters), SEVERAL)
+    assert found.outputs == (
+        WantedOutput("c2", False, 0),
+        WantedOutput("probabilities", True, 2),
+    )
+
+
+def test_several_answers() -> None:
+    answers = {
+        "probabilities": np.array([[0.25, 0.5, 0.25]], np.float32),
+        "embedding": np.array([[0.6, -0.8]], np.float32),
+        "c2": np.arange(4, dtype=np.float32).reshape(1, 1, 2, 2),
+    }
+    wanted = (
+        WantedOutput("c2", True, 0),
+        WantedOutput("probabilities", False, 0),
+        WantedOutput("embedding", True, 0),
+    )
+    asked = Inference("", PIXELS, wanted, None)
+    body, length = protocol.respond(asked, answers, SEVERAL, {})
+    assert length is not None
+    c2, probabilities, embedding = json.loads(body[:length])["outputs"]
+    assert c2 == {"name": "c2", "datatype": "FP32", "shape": [1, 1, 2, 2],
+                  "parameters": {"binary_data_size": 16}}  # fmt: skip
+    assert probabilities == {"name": "probabilities", "datatype": "FP32", "shape": [1, 3],
+                             "data": [0.25, 0.5, 0.25]}  # fmt: skip
+    assert embedding["parameters"] == {"binary_data_size": 8}
+    tail = np.frombuffer(body[length:], "<f4")
+    np.testing.assert_array_equal(tail, [0, 1, 2, 3, np.float32(0.6), np.float32(-0.8)])
+
+
+def test_shapes_of_outputs() -> None:
+    assert [SEVERAL.output_shape(one) for one in SEVERAL.outputs] == [
+        *([-1, 3], [-1, 2], [-1, 4, -1, -1]),
+    ]
+    assert SEVERAL.input_shape() == [-1, -1, -1, 3]
+    assert ACCEPTS.input_shape() == [-1, 3, -1, -1]
+    assert [shape_of(one, (2, 3, 97, 131)) for one in SEVERAL.outputs] == [
+        *((2, 3), (2, 2), (2, 4, 25, 33)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"input": {"datatype": "FP32"}}, "expected 'UINT8'"),
+        ({"input": {"shape": [2, 3, 32, 33]}}, r"expected \[batch, height, width, 3\]"),
+        ({"input": {"shape": [2, 31, 33, 3]}}, r"expected \[batch, height, width, 3\]"),
+        ({"input": {"parameters": {"binary_data_size": 5}}}, f"has {PIXELS.nbytes} bytes"),
+        ({"outputs": [{"name": "logits"}]}, "'logits'; expected each once of probabilities, emb"),
+        ({"outputs": [{"name": "c2"}, {"name": "c2"}]}, "got the outputs 'c2'"),
+        ({"outputs": [{"name": "c2", "parameters": {"classification": 1}}]}, "has no classes"),
+        ({"outputs": [{"name": "embedding", "parameters": {"classification": 1}}]}, "no classes"),
+    ],
+)
+def test_pixels_and_outputs_that_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ProtocolError, match=words):
+        protocol.parse(*of_pixels(**changes), SEVERAL)
+
+
+@pytest.mark.parametrize("value", [-1, 256, 0.5, "7", None])
+def test_what_is_no_pixel(value: Any) -> None:
+    data = [value, *([0] * (PIXELS.size - 1))]
+    tensor = {"name": "image", "datatype": "UINT8", "shape": list(PIXELS.shape), "data": data}
+    with pytest.raises(ProtocolError, match="not numbers"):
+        protocol.parse(json.dumps({"inputs": [tensor]}).encode(), None, SEVERAL)
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -255,8 +366,8 @@ def test_json_words_that_are_not_numbers(word: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"outputs": [{"name": "x"}]}, "expected one, 'logits'"),
-        ({"outputs": [asking(), asking()]}, "expected one, 'logits'"),
+        ({"outputs": [{"name": "x"}]}, "got the outputs 'x'; expected each once of"),
+        ({"outputs": [asking(), asking()]}, "got the outputs 'logits'; expected each once"),
         ({"outputs": [asking(classification=-1)]}, "expected a whole number"),
         ({"outputs": [asking(classification="2")]}, "expected a whole number"),
         ({"outputs": [asking(classification=True)]}, "expected a whole number"),

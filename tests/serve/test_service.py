@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +16,10 @@ import numpy.typing as npt
 import pytest
 
 from rest_deploy import Session, verbs
+from rest_deploy.cards import load_card
 from rest_deploy.errors import InputError
-from rest_deploy.preprocess import load_image, to_tensor
-from rest_deploy.serve import bodies
+from rest_deploy.preprocess import load_image, to_input, to_tensor
+from rest_deploy.serve import app, bodies, protocol
 from rest_deploy.serve.app import application
 from rest_deploy.serve.metrics import Metrics
 from rest_deploy.serve.model import ContractError, Served, check_contract
@@ -25,6 +27,7 @@ from rest_deploy.serve.pending import BatchLimits
 from rest_deploy.serve.refusals import Refused
 from rest_deploy.serve.service import Busy, Outcome, Service
 from rest_deploy.serve.settings import Settings
+from rest_deploy.signature import Output, OutputKind, outputs_for
 from tests.serve.asgi import Client, error
 from tests.serve.live import INFER, inference, random_images
 from tests.serve.test_app import encoded
@@ -64,17 +67,17 @@ def ask(client: Client, images: Float32, **options: Any) -> Any:
 # --- what goes wrong inside --------------------------------------------------------------------
 
 
-def failing(how: Callable[[Float32], Float32], service: Service, monkeypatch: Any) -> None:
+def failing(how: Callable[[Float32], Any], service: Service, monkeypatch: Any) -> None:
     assert service.batcher is not None
-    monkeypatch.setattr(service.batcher.engine, "run", how)
+    monkeypatch.setattr(service.batcher.engine, "run_all", how)
 
 
-def raises(_images: Float32) -> Float32:
+def raises(_images: Float32) -> dict[str, Float32]:
     raise RuntimeError("secret path /etc/engine")
 
 
-def answers_nan(images: Float32) -> Float32:
-    return np.full((len(images), 22), np.nan, np.float32)
+def answers_nan(images: Float32) -> dict[str, Float32]:
+    return {"logits": np.full((len(images), 22), np.nan, np.float32)}
 
 
 @pytest.mark.parametrize("how", [raises, answers_nan])
@@ -108,9 +111,9 @@ def test_a_client_that_left_costs_no_computation(
     assert service.batcher is not None
     gate, begun = threading.Event(), threading.Event()
     seen: list[int] = []
-    real = service.batcher.engine.run
+    real = service.batcher.engine.run_all
 
-    def slow(images: Float32) -> Float32:
+    def slow(images: Float32) -> dict[str, Float32]:
         seen.append(len(images))
         begun.set()
         assert gate.wait(20)
@@ -232,11 +235,15 @@ def test_an_engine_that_is_not_what_it_says(
 ) -> None:
     served = Served.open(settings(trained_nano))
     served.warm()
-    monkeypatch.setattr(served, "accepts", replace(served.accepts, width=7))
+    monkeypatch.setattr(
+        served,
+        "accepts",
+        replace(served.accepts, outputs=(Output(name="logits", kind="logits", channels=7),)),
+    )
     with pytest.raises(InputError, match=r"expected \(1, 7\)"):
         served.warm()
     monkeypatch.undo()
-    monkeypatch.setattr(served, "run", answers_nan)
+    monkeypatch.setattr(served, "run_all", answers_nan)
     with pytest.raises(InputError, match="not finite"):
         served.warm()
 
@@ -265,6 +272,197 @@ def test_embeddings(headless: Path) -> None:
     assert found.json()["outputs"] == [
         {"name": "embedding", "datatype": "FP32", "shape": [-1, width]}
     ]
+    service.close()
+
+
+# --- several outputs, pixels -------------------------------------------------------------------
+
+ALL = ("logits", "probabilities", "embedding", "c2", "c3", "c4", "c5")
+
+
+@pytest.fixture(scope="module", params=["float", "uint8"])
+def several(
+    request: pytest.FixtureRequest, everything_nano: Path, pixels_nano: Path
+) -> Iterator[tuple[Service, Session]]:
+    """A service of a model that gives everything, and a session of the same."""
+    engine = everything_nano if request.param == "float" else pixels_nano
+    service = Service(settings(engine), Metrics())
+    service.start()
+    with Session.open(engine, threads=1) as session:
+        yield service, session
+    service.close()
+
+
+def images_for(session: Session, count: int) -> npt.NDArray[Any]:
+    dice = np.random.default_rng(3)
+    if session.metadata.input_kind == "uint8":
+        return dice.integers(0, 256, (count, 64, 72, 3), dtype=np.uint8)
+    return dice.standard_normal((count, 3, 64, 72)).astype(np.float32)
+
+
+def asked(
+    client: Client, session: Session, images: npt.NDArray[Any], **more: Any
+) -> tuple[int, list[Any], bytes]:
+    """Status, the outputs' descriptions, and the binary part of an answer."""
+    kind = "UINT8" if images.dtype == np.uint8 else "FP32"
+    tensor = {"name": "image", "datatype": kind, "shape": list(images.shape),
+              "parameters": {"binary_data_size": images.nbytes}}  # fmt: skip
+    header = json.dumps({"inputs": [tensor], **more}).encode()
+    lengths = {"Inference-Header-Content-Length": str(len(header))}
+    reply = client.ask("POST", INFER, header + images.tobytes(), lengths)
+    assert reply is not None
+    if reply.status != 200:
+        return reply.status, [error(reply)], b""
+    end = int(reply.header("inference-header-content-length") or len(reply.body))
+    return 200, json.loads(reply.body[:end])["outputs"], reply.body[end:]
+
+
+def test_all_outputs_in_binary(several: tuple[Service, Session]) -> None:
+    service, session = several
+    images = images_for(session, 2)
+    client = Client(application(service, never))
+    status, outputs, tail = asked(client, session, images, parameters={"binary_data_output": True})
+    assert (status, [one["name"] for one in outputs]) == (200, list(ALL))
+    first = 0
+    for one in outputs:
+        last = first + one["parameters"]["binary_data_size"]
+        values = np.frombuffer(tail[first:last], "<f4").reshape(one["shape"])
+        right = session.run_all(images)[one["name"]]
+        np.testing.assert_allclose(values, right, rtol=1e-3, atol=1e-4)
+        # The control: another image's answer is not this one's.
+        assert not np.allclose(values[::-1], right, rtol=1e-3, atol=1e-4)
+        first = last
+    assert first == len(tail)
+
+
+def test_large_answers_are_written_in_a_thread(
+    several: tuple[Service, Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop serves others meanwhile; the answer is the same."""
+    import threading
+
+    service, session = several
+    images = images_for(session, 1)
+    client = Client(application(service, never))
+    where: list[threading.Thread] = []
+    real = protocol.respond
+
+    def respond(*arguments: Any) -> Any:
+        where.append(threading.current_thread())
+        return real(*arguments)
+
+    monkeypatch.setattr(protocol, "respond", respond)
+    right = asked(client, session, images)
+    monkeypatch.setattr(app, "INLINE", images.nbytes)  # the maps are larger
+    assert asked(client, session, images) == right
+    assert where[0] is threading.main_thread()
+    assert where[1].name.startswith("rest-deploy-decode")
+
+
+def test_some_outputs_in_the_order_asked_for(several: tuple[Service, Session]) -> None:
+    service, session = several
+    images = images_for(session, 1)
+    wanted = [{"name": "c5"}, {"name": "logits", "parameters": {"classification": 1}},
+              {"name": "embedding"}]  # fmt: skip
+    client = Client(application(service, never))
+    status, outputs, tail = asked(client, session, images, outputs=wanted)
+    assert (status, tail) == (200, b"")
+    assert [one["name"] for one in outputs] == ["c5", "logits", "embedding"]
+    right = session.run_all(images)
+    assert outputs[0]["shape"] == list(right["c5"].shape) == [1, outputs[0]["shape"][1], 2, 3]
+    np.testing.assert_allclose(outputs[0]["data"], right["c5"].ravel(), rtol=1e-3, atol=1e-4)
+    assert int(outputs[1]["data"][0].split(":")[1]) == int(right["logits"].argmax())
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [
+        ([{"name": "c6"}], "got the outputs 'c6'; expected each once of logits, prob"),
+        ([{"name": "c5"}, {"name": "c5"}], "got the outputs 'c5'"),
+        ([{"name": "c5", "parameters": {"classification": 2}}], "'c5' has no classes"),
+    ],
+)
+def test_outputs_that_are_refused(
+    several: tuple[Service, Session], outputs: list[Any], words: str
+) -> None:
+    service, session = several
+    client = Client(application(service, never))
+    status, (said,), _ = asked(client, session, images_for(session, 1), outputs=outputs)
+    assert status == 400
+    assert words in said
+
+
+def test_the_other_kind_of_input_is_refused(several: tuple[Service, Session]) -> None:
+    service, session = several
+    pixels = session.metadata.input_kind == "uint8"
+    other = random_images() if pixels else np.zeros((1, 64, 64, 3), np.uint8)
+    client = Client(application(service, never))
+    status, (said,), _ = asked(client, session, other)
+    assert (status, "'UINT8'" in said, "'FP32'" in said) == (400, True, True)
+
+
+def test_metadata_of_several_outputs(several: tuple[Service, Session]) -> None:
+    service, session = several
+    reply = Client(application(service, never)).ask("GET", "/v2/models/rest_nano")
+    assert reply is not None
+    pixels = session.metadata.input_kind == "uint8"
+    assert reply.json()["inputs"] == [
+        {"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]} if pixels else
+        {"name": "image", "datatype": "FP32", "shape": [-1, 3, -1, -1]}
+    ]  # fmt: skip
+    shapes = {one["name"]: one["shape"] for one in reply.json()["outputs"]}
+    assert list(shapes) == list(ALL)
+    assert shapes["logits"] == [-1, 22]
+    assert shapes["c2"] == [-1, session.metadata.card.architecture.dims[0], -1, -1]
+
+
+def test_an_image_is_classified_and_embedded(several: tuple[Service, Session]) -> None:
+    service, session = several
+    client = Client(application(service, never))
+    metadata = session.metadata
+    image = load_image(encoded())
+    tensor = to_input(image, metadata.input_kind, metadata.card.preprocessing)
+    right = session.run_all(tensor[None])
+    reply = client.ask("POST", "/classify?top=1", encoded())
+    assert reply is not None
+    (found,) = reply.json()["predictions"]
+    assert found["index"] == int(right["logits"].argmax())
+    assert found["probability"] == pytest.approx(float(right["probabilities"].max()), abs=1e-4)
+    reply = client.ask("POST", "/embed", encoded())
+    assert reply is not None
+    vector = np.array(reply.json()["embedding"])
+    np.testing.assert_allclose(vector, right["embedding"][0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "classify", "embed"),
+    [
+        (("features",), "POST /v2/models/", "gives no embedding, but c2, c3, c4, c5"),
+        (("embedding",), "gives no classes, but embedding: POST /embed", ""),
+        (("probabilities",), "", "gives no embedding, but probabilities: POST /classify"),
+    ],
+)
+def test_routes_that_a_model_is_not_for(
+    everything_nano: Path, monkeypatch: pytest.MonkeyPatch,
+    kinds: tuple[OutputKind, ...], classify: str, embed: str,
+) -> None:  # fmt: skip
+    service = Service(settings(everything_nano), Metrics())
+    service.start()
+    assert service.batcher is not None
+    served = service.batcher.engine
+    outputs = outputs_for(kinds, load_card("nano").architecture, 22)
+    monkeypatch.setattr(served, "accepts", replace(served.accepts, outputs=outputs))
+    client = Client(application(service, never))
+    for path, words in (("/classify?top=1", classify), ("/embed", embed)):
+        reply = client.ask("POST", path, encoded())
+        assert reply is not None
+        assert reply.status == (409 if words else 200)
+        assert not words or words in error(reply)
+        if kinds == ("probabilities",) and not words:
+            image = to_tensor(load_image(encoded()), load_card("nano").preprocessing)
+            right = served.run_all(image[None])["probabilities"].max()
+            share = reply.json()["predictions"][0]["probability"]
+            assert share == pytest.approx(float(right), abs=1e-5), "a second softmax"
     service.close()
 
 

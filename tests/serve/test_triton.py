@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from rest_deploy import artifact
 from rest_deploy.artifact import read_sidecar, sha256_file, sidecar_path, to_json
+from rest_deploy.cards import load_card
 from rest_deploy.contracts import ProviderFit
 from rest_deploy.errors import (
     ArtifactError,
@@ -23,8 +25,9 @@ from rest_deploy.errors import (
 from rest_deploy.report import triton as text
 from rest_deploy.serve import triton, triton_models, triton_schema
 from rest_deploy.serve.triton import check, read_marker, write
-from rest_deploy.serve.triton_config import Kind, ModelConfig, render
-from rest_deploy.serve.triton_models import Wishes
+from rest_deploy.serve.triton_config import DataType, Kind, ModelConfig, render
+from rest_deploy.serve.triton_models import Wishes, models
+from rest_deploy.serve.triton_source import examine
 from tests.serve.engines import SMALL, onnx_for, plan_for, relabelled
 
 needs_schema = pytest.mark.skipif(
@@ -181,7 +184,7 @@ def test_embeddings(exported_nano: Path, root: Path, tmp_path: Path) -> None:
     sidecar = read_sidecar(plan)
     assert sidecar is not None
     headless = msgspec.structs.replace(
-        sidecar, metadata=relabelled(sidecar.metadata, num_classes=0, labels=())
+        sidecar, metadata=relabelled(sidecar.metadata, num_classes=0, labels=(), outputs=())
     )
     sidecar_path(plan).write_text(to_json(artifact.sealed(headless)))
     found = write(plan, root, Wishes())
@@ -190,6 +193,64 @@ def test_embeddings(exported_nano: Path, root: Path, tmp_path: Path) -> None:
     assert read(root, "rest_nano").output[0].dims == (width,)
     assert not (root / "rest_nano/labels.txt").exists()
     assert check(root).passed
+
+
+@needs_schema
+def test_several_outputs(everything_nano: Path, root: Path) -> None:
+    """Each with its own shape; an ensemble for labels and one for the embedding."""
+    found = write(everything_nano, root, Wishes(name="all", sizes=((64, 96),)))
+    assert found.models == ("all", *(f"all_{part}" for part in (
+        "preprocess", "rank", "classify", "embed")))  # fmt: skip
+    assert found.whole == "all_classify"
+    config = read(root, "all")
+    dims = {tensor.name: tensor.dims for tensor in config.output}
+    widths = load_card("nano").architecture.dims
+    assert dims == {
+        "logits": (22,), "probabilities": (22,), "embedding": (widths[3],),
+        **{f"c{n + 2}": (width, -1, -1) for n, width in enumerate(widths)},
+    }  # fmt: skip
+    labelled = {tensor.name for tensor in config.output if tensor.label_filename}
+    assert labelled == {"logits", "probabilities"}
+    classify, embed = read(root, "all_classify"), read(root, "all_embed")
+    assert [tensor.name for tensor in classify.output] == [
+        "label",
+        "probability",
+        "index",
+        "logits",
+    ]
+    assert [(tensor.name, tensor.dims) for tensor in embed.output] == [("embedding", (widths[3],))]
+    assert check(root).passed
+    # Without the embedding the ensemble for it is taken away again.
+    write(everything_nano, root, Wishes(name="all", ensemble=False))
+    assert [folder.name for folder in sorted(root.iterdir())] == ["all"]
+
+
+@needs_schema
+@pytest.mark.parametrize("backend", ["python", "onnxruntime", "openvino"])
+def test_pixels(pixels_nano: Path, root: Path, backend: str) -> None:
+    wishes = Wishes(name="p", sizes=((64, 96),), ensemble=backend != "openvino")
+    write(pixels_nano, root, wishes, backend=backend)
+    config = read(root, "p")
+    any_batch = (-1,) if backend == "openvino" else ()
+    (image,) = config.input
+    assert (image.data_type, image.dims) == (DataType.UINT8, (*any_batch, -1, -1, 3))
+    sent = config.model_warmup[0].inputs["image"]
+    one = (1,) if backend == "openvino" else ()
+    assert (sent.data_type, sent.dims) == (DataType.UINT8, (*one, 64, 96, 3))
+    if wishes.ensemble:
+        (prepared,) = read(root, "p_preprocess").output
+        assert (prepared.data_type, prepared.dims) == (DataType.UINT8, (64, 96, 3))
+    assert check(root).passed
+
+
+def test_maps_alone_have_no_ensemble(everything_nano: Path) -> None:
+    source = examine(everything_nano)
+    maps = tuple(one for one in source.metadata.gives if one.kind == "features")
+    only = replace(source, metadata=relabelled(source.metadata, outputs=maps))
+    with pytest.raises(InputError, match="gives c2, c3, c4, c5"):
+        models(only, Wishes(name="m"))
+    (engine,) = models(only, Wishes(name="m", ensemble=False))
+    assert [tensor.name for tensor in engine.config.output] == ["c2", "c3", "c4", "c5"]
 
 
 def test_weights_beside_the_model(

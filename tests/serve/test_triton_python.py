@@ -143,33 +143,43 @@ def test_a_bad_request_fails_alone(engine: EngineModel, images: npt.NDArray[Any]
 def test_requests_of_one_size_run_together() -> None:
     ran: list[tuple[int, ...]] = []
 
-    def run(images: Float32) -> Float32:
+    def run(images: Float32) -> dict[str, Float32]:
         ran.append(images.shape)
-        return np.asarray(images.sum(axis=(1, 2, 3)).reshape(-1, 1), np.float32)
+        sums = np.asarray(images.sum(axis=(1, 2, 3)).reshape(-1, 1), np.float32)
+        return {"sums": sums, "means": images.mean(axis=1, keepdims=True)}
 
     asked = [noise(1, 3, 32, 32), noise(2, 3, 32, 64), noise(3, 3, 32, 32, seed=4)]
-    answers = run_together(run, asked)
+    wanted = [{"sums"}, {"means", "sums"}, {"means"}]
+    answers = run_together(run, asked, wanted)
     assert sorted(ran) == [(2, 3, 32, 64), (4, 3, 32, 32)]
-    for images, answer in zip(asked, answers, strict=True):
+    for images, answer, names in zip(asked, answers, wanted, strict=True):
         assert not isinstance(answer, RestDeployError)
-        assert np.allclose(answer, images.sum(axis=(1, 2, 3)).reshape(-1, 1), atol=1e-3)
+        assert answer.keys() == names
+        if "sums" in names:
+            expected = images.sum(axis=(1, 2, 3)).reshape(-1, 1)
+            assert np.allclose(answer["sums"], expected, atol=1e-3)
+        if "means" in names:
+            assert np.allclose(answer["means"], images.mean(axis=1, keepdims=True), atol=1e-5)
 
 
 def test_an_engine_that_answers_nan() -> None:
     """The request's own fault where its images are not finite, else the engine's."""
     asked = [noise(1, 3, 32, 32), np.full((1, 3, 32, 32), np.inf, np.float32)]
-    answers = run_together(lambda images: np.full((len(images), 4), np.nan, np.float32), asked)
+    answers = run_together(
+        lambda images: {"a": np.full((len(images), 4), np.nan, np.float32)}, asked, [{"a"}] * 2
+    )
     assert [type(answer) for answer in answers] == [ArtifactError, ShapeError]
 
 
 def test_an_engine_that_fails() -> None:
-    def run(images: Float32) -> Float32:
+    def run(images: Float32) -> dict[str, Float32]:
         if images.shape[2] == 64:
             raise DeviceError("out of memory")
-        return np.zeros((len(images), 4), np.float32)
+        return {"a": np.zeros((len(images), 4), np.float32)}
 
-    answers = run_together(run, [noise(1, 3, 64, 64), noise(1, 3, 32, 32), noise(2, 3, 64, 64)])
-    assert [type(answer) for answer in answers] == [DeviceError, np.ndarray, DeviceError]
+    asked = [noise(1, 3, 64, 64), noise(1, 3, 32, 32), noise(2, 3, 64, 64)]
+    answers = run_together(run, asked, [{"a"}] * 3)
+    assert [type(answer) for answer in answers] == [DeviceError, dict, DeviceError]
     assert triton_python._response(answers[0]).refused() == ("INTERNAL", "out of memory")  # type: ignore[arg-type]  # an error
 
 
@@ -223,6 +233,57 @@ def test_ranking_refuses_nan(repository: Path, trained_nano: Path) -> None:
     answers: list[InferenceResponse] = model.execute([request(logits=bad), request(logits=good)])
     assert answers[0].refused()[0] == "INTERNAL"
     assert answers[1].array("label").shape == (2, 5)
+
+
+@pytest.fixture(scope="module")
+def of_pixels(pixels_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With every output, from uint8 images."""
+    root = tmp_path_factory.mktemp("pixels") / "repository"
+    triton.write(pixels_nano, root, WISHES, backend="python")
+    return root
+
+
+def test_the_outputs_that_are_asked_for(of_pixels: Path, pixels_nano: Path) -> None:
+    model = opened(EngineModel(), of_pixels, "m", pixels_nano)
+    dice = np.random.default_rng(0)
+    first, second = (dice.integers(0, 256, (n, 64, 96, 3), dtype=np.uint8) for n in (1, 2))
+    asked = [
+        request(image=first),
+        request(["c3", "logits"], image=second),
+        request(image=noise(1, 3, 64, 96)),
+    ]
+    answers = model.execute(asked)
+    with Session.open(pixels_nano, threads=1) as session:
+        expected = session.run_all(first)
+        for name, values in expected.items():
+            assert np.abs(answers[0].array(name) - values).max() < 1e-3
+        assert [tensor.name() for tensor in answers[1].output_tensors] == ["logits", "c3"]
+        assert answers[1].array("c3").shape == session.run_all(second)["c3"].shape
+    code, message = answers[2].refused()
+    assert (code, "pixels" in message) == ("INVALID_ARG", True)
+    model.finalize()
+
+
+def test_pixels_are_prepared_as_pixels(of_pixels: Path, pixels_nano: Path) -> None:
+    model = opened(PreprocessModel(), of_pixels, "m_preprocess", pixels_nano)
+    (answer,) = model.execute([request(**{IMAGE_BYTES: encoded(photo(120, 90))})])
+    with Session.open(pixels_nano) as session:
+        card = session.metadata.card.preprocessing
+    assert answer.array("image").dtype == np.uint8
+    expected = to_pixels(load_image(photo(120, 90)), card, (64, 96))
+    assert np.array_equal(answer.array("image")[0], expected)
+
+
+def test_ranking_of_probabilities() -> None:
+    """Told as they are: a second softmax would flatten them."""
+    model = RankModel()
+    model._labels, model._input, model._top = ("a", "b", "c"), "probabilities", 2
+    model._probable = True
+    shares = np.array([[0.25, 0.0, 0.75]], np.float32)
+    (answer,) = model.execute([request(probabilities=shares)])
+    assert answer.array("label")[0].tolist() == [b"c", b"a"]
+    assert answer.array("probability")[0].tolist() == [0.75, 0.25]
+    assert np.array_equal(answer.array("probabilities"), shares)
 
 
 @pytest.mark.parametrize("name", ["m", "m_preprocess", "m_rank"])

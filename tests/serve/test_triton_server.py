@@ -25,7 +25,7 @@ import pytest
 import rest_deploy
 from rest_deploy import photos
 from rest_deploy.errors import ArtifactError, MissingDependencyError
-from rest_deploy.preprocess import load_image, to_tensor
+from rest_deploy.preprocess import load_image, to_input, to_tensor
 from rest_deploy.runtime.classifier import Classifier
 from rest_deploy.runtime.session import Session
 from rest_deploy.serve import triton, triton_server
@@ -33,6 +33,7 @@ from rest_deploy.serve.triton_config import ModelConfig, render
 from rest_deploy.serve.triton_models import Wishes, models
 from rest_deploy.serve.triton_server import STUB, Installation, Server, complete, errors, find
 from rest_deploy.serve.triton_source import examine
+from rest_deploy.signature import InputKind
 from tests.serve.engines import onnx_for, plan_for
 
 CLONE = Path(rest_deploy.__file__).resolve().parents[1]
@@ -440,6 +441,45 @@ def test_the_examples(
                               capture_output=True, text=True, check=True, timeout=60)  # fmt: skip
         outputs = {o["name"]: o["data"] for o in msgspec.json.decode(done.stdout)["outputs"]}
         assert outputs["label"][0] == label
+
+
+# --- several outputs, pixels -----------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["float", "uint8"])
+def test_several_outputs(
+    installation: Installation, everything_nano: Path, pixels_nano: Path, encoded: list[bytes],
+    tmp_path: Path, kind: InputKind,
+) -> None:  # fmt: skip
+    """The outputs asked for alone, with their shapes; both ensembles."""
+    http = pytest.importorskip("tritonclient.http")
+    engine = everything_nano if kind == "float" else pixels_nano
+    triton.write(engine, tmp_path / "models", Wishes(name="all", threads=1), backend="python")
+    with Session.open(engine, threads=1) as session:
+        card = session.metadata.card.preprocessing
+        images = np.stack([to_input(load_image(one), kind, card) for one in encoded[:2]])
+        right = session.run_all(images)
+    with Server(installation, tmp_path / "models", log=tmp_path / "log") as server:
+        client = http.InferenceServerClient(f"{triton_server.HOST}:{server.http}")
+        given = http.InferInput("image", images.shape, "UINT8" if kind == "uint8" else "FP32")
+        given.set_data_from_numpy(images)
+        everything = client.infer("all", [given])
+        assert {one["name"] for one in everything.get_response()["outputs"]} == set(right)
+        for name, values in right.items():
+            size = max(1.0, float(np.abs(values).max()))
+            found = everything.as_numpy(name)
+            np.testing.assert_allclose(found, values, rtol=0, atol=1e-4 * size)
+        some = client.infer("all", [given], outputs=[http.InferRequestedOutput("c5")])
+        assert [one["name"] for one in some.get_response()["outputs"]] == ["c5"]
+        np.testing.assert_array_equal(some.as_numpy("c5"), everything.as_numpy("c5"))
+        photo = http.InferInput("image_bytes", [1, 1], "BYTES")
+        photo.set_data_from_numpy(np.array([[encoded[1]]], dtype=np.object_))
+        vector = client.infer("all_embed", [photo]).as_numpy("embedding")
+        np.testing.assert_allclose(vector, right["embedding"][1:], rtol=0, atol=1e-4)
+        index = client.infer("all_classify", [photo]).as_numpy("index")
+        assert index[0, 0] == right["logits"][1].argmax()
+        client.close()
 
 
 # --- what we refuse, the server refuses ------------------------------------------------------

@@ -17,9 +17,25 @@ from tests.serve.engines import SMALL, WIDE, onnx_for, plan_for
 
 def test_an_export(exported_nano: Path) -> None:
     found = examine(exported_nano)
-    assert (found.backend, found.io_type, found.answers) == ("onnxruntime", DataType.FP32, 1000)
+    assert (found.backend, found.io_type) == ("onnxruntime", DataType.FP32)
+    assert found.scores is not None
+    assert (found.scores.channels, found.embedding) == (1000, None)
+    assert found.image_type is found.tensor_type is DataType.FP32
     assert (found.gpu, found.bf16, found.profiles, found.data) == (False, False, (), None)
     assert found.beside == sidecar_path(exported_nano)
+
+
+def test_several_outputs_and_pixels(everything_nano: Path, pixels_nano: Path) -> None:
+    found = examine(everything_nano)
+    assert [one.name for one in found.metadata.gives] == [
+        *("logits", "probabilities", "embedding", "c2", "c3", "c4", "c5"),
+    ]
+    assert (found.image_type, found.tensor_type) == (DataType.FP32, DataType.FP32)
+    found = examine(pixels_nano)
+    assert (found.image_type, found.tensor_type) == (DataType.UINT8, DataType.FP32)
+    assert found.scores is not None
+    assert found.embedding is not None
+    assert (found.scores.name, found.embedding.unit_length) == ("logits", True)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "python"])

@@ -36,7 +36,7 @@ struct Durations {
 
 struct Answer {
   std::string image;
-  std::vector<float> logits;
+  std::vector<float> scores;
   std::vector<Prediction> predictions;
 };
 
@@ -47,18 +47,19 @@ Result<Answer> run(const Runner& runner, const std::string& path, int top, Durat
   if (!image) return image.status();
   durations.decode.push_back(ms_since(start));
   const Clock::time_point decoded = Clock::now();
-  const Result<std::vector<float>> tensor = to_tensor(image.value(), metadata.preprocessing);
-  if (!tensor) return tensor.status();
+  Images batch;
+  if (Status status = append(image.value(), metadata, batch); !status.ok()) return status;
   durations.preprocess.push_back(ms_since(decoded));
   const Clock::time_point ready = Clock::now();
-  const std::size_t side = static_cast<std::size_t>(metadata.preprocessing.crop);
-  Result<Logits> logits = runner.infer({tensor.value().data(), 1, side, side});
-  if (!logits) return logits.status();
+  const Output& output = *metadata.scores();
+  Result<Tensors> scores = runner.infer_all(batch.view(), {output.name});
+  if (!scores) return scores.status();
   durations.inference.push_back(ms_since(ready));
   durations.total.push_back(ms_since(start));
-  Result<std::vector<Prediction>> found = best(logits.value().row(0), metadata, top);
+  std::vector<float>& values = scores.value().front().values;
+  Result<std::vector<Prediction>> found = best(values.data(), metadata, top, output.kind);
   if (!found) return found.status();
-  return Answer{path, std::move(logits.value().values), std::move(found.value())};
+  return Answer{path, std::move(values), std::move(found.value())};
 }
 
 nlohmann::ordered_json figures(const std::vector<double>& samples) {
@@ -75,7 +76,7 @@ void print_json(const Runner& runner, const std::vector<Answer>& answers,
   for (const Answer& answer : answers) {
     nlohmann::ordered_json image{{"image", answer.image},
                                  {"predictions", nlohmann::ordered_json::array()},
-                                 {"logits", answer.logits}};
+                                 {runner.metadata().scores()->name, answer.scores}};
     for (const Prediction& found : answer.predictions) {
       image["predictions"].push_back({{"index", found.index},
                                       {"label", found.label},
@@ -144,6 +145,9 @@ int main(int argc, char** argv) {
 
   const Result<std::unique_ptr<Runner>> runner = open_runner(words[0], options);
   if (!runner) return apps::fail(runner.status());
+  if (const Status status = check_classifies(runner.value()->metadata()); !status.ok()) {
+    return apps::fail(status);
+  }
   std::vector<Answer> answers;
   Durations durations, warm_up;
   for (std::size_t i = 1; i < words.size(); ++i) {

@@ -1,6 +1,7 @@
 #include "batcher.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace rest_deploy::serve {
 namespace {
@@ -13,8 +14,18 @@ bool alike(const Images& a, const Images& b) {
   return a.height == b.height && a.width == b.width;
 }
 
-Logits rows(const Logits& logits, std::size_t first, std::size_t count) {
-  return {count, logits.classes, {logits.row(first), logits.row(first) + count * logits.classes}};
+// Those of `names`, of so many images from the first on.
+Tensors rows(const Tensors& tensors, const std::vector<std::string>& names, std::size_t first,
+             std::size_t count) {
+  Tensors part;
+  for (const std::string& name : names) {
+    const auto found = std::find_if(tensors.begin(), tensors.end(),
+                                    [&](const Tensor& tensor) { return tensor.name == name; });
+    std::vector<std::size_t> shape = found->shape;
+    shape[0] = count;
+    part.push_back({name, std::move(shape), {found->row(first), found->row(first + count)}});
+  }
+  return part;
 }
 
 Status too_late() {
@@ -34,10 +45,17 @@ Batcher::~Batcher() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-Result<Logits> Batcher::run(Images images, Clock::time_point deadline) {
-  if (Status status = check_images({images.data.data(), images.batch, images.height, images.width});
-      !status.ok()) {
-    return status;
+Result<Tensors> Batcher::run(Images images, std::vector<std::string> names,
+                             Clock::time_point deadline) {
+  const Metadata& metadata = runner_.metadata();
+  if (Status status = check_images(images.view(), metadata); !status.ok()) return status;
+  for (const std::string& name : names) {  // one that is unknown would fail its whole batch
+    if (metadata.find(name) == nullptr) {
+      return Status(Code::argument, "no output " + name + "; expected " + metadata.gives());
+    }
+  }
+  if (names.empty()) {
+    for (const Output& output : metadata.outputs) names.push_back(output.name);
   }
   if (images.batch > options_.max_batch) {
     return Status(Code::shape, "got " + std::to_string(images.batch) +
@@ -46,9 +64,10 @@ Result<Logits> Batcher::run(Images images, Clock::time_point deadline) {
   }
   auto pending = std::make_shared<Pending>();
   pending->images = std::move(images);
+  pending->names = std::move(names);
   pending->entered = Clock::now();
   pending->deadline = deadline;
-  std::future<Result<Logits>> answer = pending->answer.get_future();
+  std::future<Result<Tensors>> answer = pending->answer.get_future();
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (draining_) return Status(Code::unavailable, "the server is shutting down");
@@ -149,28 +168,43 @@ void Batcher::compute(const Group& group) {
   }
 }
 
+std::vector<std::string> Batcher::names_of(const Group& group) const {
+  std::vector<std::string> names;
+  for (const Output& output : runner_.metadata().outputs) {
+    const auto wants = [&](const std::shared_ptr<Pending>& pending) {
+      return std::find(pending->names.begin(), pending->names.end(), output.name) !=
+             pending->names.end();
+    };
+    if (std::any_of(group.begin(), group.end(), wants)) names.push_back(output.name);
+  }
+  return names;
+}
+
 void Batcher::infer(const Group& group, std::size_t& answered) {
   const Images& first = group.front()->images;
-  std::vector<float> joined;
-  std::size_t count = 0;
-  for (const auto& pending : group) count += pending->images.batch;
-  const float* data = first.data.data();
+  Images joined{{}, 0, first.height, first.width, {}};
+  for (const auto& pending : group) joined.batch += pending->images.batch;
+  ImageBatch batch = first.view();
   if (group.size() > 1) {
-    joined.reserve(count * 3 * first.height * first.width);
+    joined.data.reserve(first.data.size() / first.batch * joined.batch);
+    joined.pixels.reserve(first.pixels.size() / first.batch * joined.batch);
     for (const auto& pending : group) {
-      joined.insert(joined.end(), pending->images.data.begin(), pending->images.data.end());
+      const Images& each = pending->images;
+      joined.data.insert(joined.data.end(), each.data.begin(), each.data.end());
+      joined.pixels.insert(joined.pixels.end(), each.pixels.begin(), each.pixels.end());
     }
-    data = joined.data();
+    batch = joined.view();
   }
   const Clock::time_point start = Clock::now();
   for (const auto& pending : group) metrics_.waited(seconds(start - pending->entered));
-  const Result<Logits> answer = runner_.infer({data, count, first.height, first.width});
-  metrics_.batch(count, seconds(Clock::now() - start));
+  const Result<Tensors> answer = runner_.infer_all(batch, names_of(group));
+  metrics_.batch(joined.batch, seconds(Clock::now() - start));
   std::size_t row = 0;
   for (const auto& pending : group) {
-    const std::size_t batch = pending->images.batch;
-    Result<Logits> part = answer ? Result<Logits>(rows(answer.value(), row, batch)) : answer.status();
-    row += batch;
+    const std::size_t count = pending->images.batch;
+    Result<Tensors> part = answer ? Result<Tensors>(rows(answer.value(), pending->names, row, count))
+                                  : answer.status();
+    row += count;
     ++answered;
     pending->answer.set_value(std::move(part));
   }

@@ -25,14 +25,6 @@ struct BatcherOptions {
   int instances = 1;                   // calls of the engine at a time
 };
 
-// Images of one request, owned: batch x 3 x height x width.
-struct Images {
-  std::vector<float> data;
-  std::size_t batch = 0;
-  std::size_t height = 0;
-  std::size_t width = 0;
-};
-
 class Batcher {
  public:
   // `runner` and `metrics` outlive it.
@@ -45,7 +37,8 @@ class Batcher {
   // Blocks until the answer is there. Only images of one size share a batch. Code::shape for more
   // images than a batch has, Code::overloaded when the queue is full, Code::deadline when the answer
   // is not there in time, Code::unavailable after `drain`, and what the runner says.
-  Result<Logits> run(Images images, Clock::time_point deadline);
+  // names: of the outputs wanted, in this order, each once; none: all.
+  Result<Tensors> run(Images images, std::vector<std::string> names, Clock::time_point deadline);
 
   // From now on nothing new is accepted; what was is computed, without waiting for more.
   void drain();
@@ -57,15 +50,18 @@ class Batcher {
  private:
   struct Pending {
     Images images;
+    std::vector<std::string> names;
     Clock::time_point entered;
     Clock::time_point deadline;
-    std::promise<Result<Logits>> answer;
+    std::promise<Result<Tensors>> answer;
   };
   using Group = std::vector<std::shared_ptr<Pending>>;
 
   void work();
   std::size_t waiting_like(const Images& images) const;
   Group take();
+  // Of the outputs that any of the group wants, in the model's order.
+  std::vector<std::string> names_of(const Group& group) const;
   void compute(const Group& group);
   // answered: how many of the group have their answer.
   void infer(const Group& group, std::size_t& answered);

@@ -23,7 +23,7 @@ constexpr const char* kUsage =
     "  --queue N            images that may wait; more get 429 (128)\n"
     "  --deadline-ms N      of a request; later it gets 504 (10000)\n"
     "  --max-body-mb N      of a request; larger ones get 413 (32)\n"
-    "  --max-megapixels N   of an image for /classify (25)\n"
+    "  --max-megapixels N   of an image for /classify and /embed (25)\n"
     "  --connections N      served at a time, each holds a thread (64)\n"
     "  --instances N        calls of the engine at a time (1)\n"
     "  --threads N          of one call of the engine; 0: all cores (0)\n"

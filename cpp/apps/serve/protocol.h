@@ -15,12 +15,20 @@ namespace rest_deploy::serve {
 // The one version that this server has of its model.
 inline constexpr const char* kVersion = "1";
 
+// binary: as raw bytes behind the JSON. classes: > 0: that many "value:index:label" instead of values.
+struct WantedOutput {
+  std::string name;
+  bool binary = false;
+  std::size_t classes = 0;
+};
+
 struct InferRequest {
   std::string id;
   Images images;
-  bool binary = false;               // the output as raw bytes behind the JSON
-  std::size_t classes = 0;           // > 0: that many "logit:index:label" instead of logits
-  std::int64_t timeout_us = 0;       // 0: none
+  std::vector<WantedOutput> outputs;  // in the order asked for; at least one
+  std::int64_t timeout_us = 0;        // 0: none
+
+  std::vector<std::string> names() const;
 };
 
 // An answer's body. json_size: bytes of the JSON before binary tensors; nothing: all of it is JSON.
@@ -34,8 +42,9 @@ struct Body {
 Result<InferRequest> parse_request(std::string_view body, std::optional<std::size_t> json_size,
                                    const Metadata& metadata);
 
-// Code::internal for logits that are not finite: JSON has no word for them.
-Result<Body> format_response(const InferRequest& request, const Logits& logits,
+// tensors: those of `request.outputs`, in their order. Code::internal for values that are not finite:
+// JSON has no word for them.
+Result<Body> format_response(const InferRequest& request, const Tensors& tensors,
                              const Metadata& metadata, const std::string& model);
 
 std::string server_metadata();

@@ -1,6 +1,8 @@
 #include "service.h"
 
+#include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "protocol.h"
@@ -10,6 +12,7 @@ namespace rest_deploy::serve {
 namespace {
 
 constexpr const char* kJson = "application/json";
+constexpr int kConflict = 409;  // not with this model
 constexpr const char* kBinary = "application/octet-stream";
 constexpr const char* kInferLength = "Inference-Header-Content-Length";
 // Of a model, with or without its version.
@@ -45,6 +48,7 @@ std::optional<std::size_t> number(const std::string& text) {
 std::string route_of(const httplib::Request& request) {
   const std::string& path = request.path;
   if (path == "/classify") return "classify";
+  if (path == "/embed") return "embed";
   if (path.rfind("/v2/models/", 0) == 0 && path.size() > 6 &&
       path.compare(path.size() - 6, 6, "/infer") == 0) {
     return "infer";
@@ -242,6 +246,9 @@ void Service::add_computing_routes(httplib::Server& server) {
               counted([this](const Request& request, Response& response, const std::string& body) {
                 classify(request, response, body);
               }));
+  server.Post("/embed", counted([this](const Request&, Response& response, const std::string& body) {
+                embed(response, body);
+              }));
   // Anything else: read, so that the connection stays in step.
   server.Post(".*", counted([](const Request& request, Response& response, const std::string&) {
                 set_error(response, Status(Code::argument, "no such path: " + request.path), 404);
@@ -267,10 +274,11 @@ void Service::infer(const Request& request, Response& response, const std::strin
   if (wanted.timeout_us > 0) {
     deadline = std::min(deadline, start + std::chrono::microseconds(wanted.timeout_us));
   }
-  const Result<Logits> logits = batcher_.run(std::move(wanted.images), deadline);
-  if (!logits) return set_error(response, logits.status());
+  const Result<Tensors> tensors =
+      batcher_.run(std::move(wanted.images), wanted.names(), deadline);
+  if (!tensors) return set_error(response, tensors.status());
   const Result<Body> answer =
-      format_response(wanted, logits.value(), runner_.metadata(), options_.model);
+      format_response(wanted, tensors.value(), runner_.metadata(), options_.model);
   if (!answer) return set_error(response, answer.status());
   if (answer.value().json_size) {
     response.set_header(kInferLength, std::to_string(*answer.value().json_size));
@@ -287,31 +295,39 @@ Result<Images> Service::decoded(const std::string& body, Clock::time_point deadl
     Gate& gate;
     ~Leave() { gate.leave(); }
   } leave{decoders_};
-  const Preprocessing& how = runner_.metadata().preprocessing;
   const Result<Image> image = decode_image(reinterpret_cast<const std::uint8_t*>(body.data()),
                                            body.size(), options_.max_pixels);
   if (!image) return image.status();
-  Result<std::vector<float>> tensor = to_tensor(image.value(), how);
-  if (!tensor) return tensor.status();
-  const std::size_t side = static_cast<std::size_t>(how.crop);
-  return Images{std::move(tensor.value()), 1, side, side};
+  Images images;
+  if (Status status = append(image.value(), runner_.metadata(), images); !status.ok()) return status;
+  return images;
+}
+
+Result<Tensor> Service::answered(const std::string& body, const std::string& output) {
+  const Clock::time_point deadline = Clock::now() + options_.deadline;
+  if (draining_) return Status(Code::unavailable, "the server is shutting down");
+  Result<Images> images = decoded(body, deadline);
+  if (!images) return images.status();
+  Result<Tensors> found = batcher_.run(std::move(images.value()), {output}, deadline);
+  if (!found) return found.status();
+  return std::move(found.value().front());
 }
 
 void Service::classify(const Request& request, Response& response, const std::string& body) {
-  const Clock::time_point deadline = Clock::now() + options_.deadline;
+  const Metadata& metadata = runner_.metadata();
+  if (Status status = check_classifies(metadata); !status.ok()) {
+    return set_error(response, status, kConflict);
+  }
   const std::string top = request.has_param("top") ? request.get_param_value("top") : "5";
   const std::optional<std::size_t> count = number(top);
   if (!count || *count < 1 || *count > 100'000) {
     return set_error(response, Status(Code::argument, "top is " + top + "; expected 1 or more"));
   }
-  if (draining_) {
-    return set_error(response, Status(Code::unavailable, "the server is shutting down"));
-  }
-  Result<Images> images = decoded(body, deadline);
-  if (!images) return set_error(response, images.status());
-  const Result<Logits> logits = batcher_.run(std::move(images.value()), deadline);
-  if (!logits) return set_error(response, logits.status());
-  const auto found = best(logits.value().row(0), runner_.metadata(), static_cast<int>(*count));
+  const Output& output = *metadata.scores();
+  const Result<Tensor> scores = answered(body, output.name);
+  if (!scores) return set_error(response, scores.status());
+  const auto found =
+      best(scores.value().row(0), metadata, static_cast<int>(*count), output.kind);
   if (!found) return set_error(response, found.status());
   nlohmann::ordered_json answer{{"model", options_.model},
                                 {"predictions", nlohmann::ordered_json::array()}};
@@ -321,6 +337,21 @@ void Service::classify(const Request& request, Response& response, const std::st
                                      {"probability", each.probability}});
   }
   response.set_content(answer.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace), kJson);
+}
+
+void Service::embed(Response& response, const std::string& body) {
+  const Metadata& metadata = runner_.metadata();
+  if (Status status = check_embeds(metadata); !status.ok()) {
+    return set_error(response, status, kConflict);
+  }
+  const Result<Tensor> found = answered(body, metadata.find(OutputKind::embedding)->name);
+  if (!found) return set_error(response, found.status());
+  const std::vector<float>& values = found.value().values;
+  if (!std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); })) {
+    return set_error(response, Status(Code::internal, "the model returned NaN or infinity"));
+  }
+  const nlohmann::ordered_json answer{{"model", options_.model}, {"embedding", values}};
+  response.set_content(answer.dump(), kJson);
 }
 
 }  // namespace rest_deploy::serve

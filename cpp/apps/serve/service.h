@@ -1,4 +1,4 @@
-// The HTTP routes: Open Inference Protocol v2, /classify and /metrics.
+// The HTTP routes: Open Inference Protocol v2, /classify, /embed and /metrics.
 #ifndef REST_DEPLOY_APPS_SERVE_SERVICE_H
 #define REST_DEPLOY_APPS_SERVE_SERVICE_H
 
@@ -64,6 +64,9 @@ class Service {
   Status unknown(const std::string& model, const std::string& version) const;
   void infer(const Request& request, Response& response, const std::string& body);
   void classify(const Request& request, Response& response, const std::string& body);
+  void embed(Response& response, const std::string& body);
+  // One output for the encoded image of a body.
+  Result<Tensor> answered(const std::string& body, const std::string& output);
   Result<Images> decoded(const std::string& body, Clock::time_point deadline);
 
   const Runner& runner_;

@@ -43,7 +43,7 @@ REST_DEPLOY_API void rest_deploy_close(rest_deploy_session* session);
 /* Backend and device part, e.g. "openvino/cpu"; valid until the session is closed. */
 REST_DEPLOY_API const char* rest_deploy_backend(const rest_deploy_session* session);
 
-/* Of the classifier; 0 for a model without one. */
+/* Of the classifier; 0 for a model that gives neither logits nor probabilities. */
 REST_DEPLOY_API size_t rest_deploy_num_classes(const rest_deploy_session* session);
 
 /* UTF-8, valid until the session is closed; NULL where there is no such class. */
@@ -52,20 +52,67 @@ REST_DEPLOY_API const char* rest_deploy_label(const rest_deploy_session* session
 /* Height and width of the tensors that rest_deploy_preprocess makes, pixels. */
 REST_DEPLOY_API int rest_deploy_input_size(const rest_deploy_session* session);
 
+typedef enum rest_deploy_kind {
+  REST_DEPLOY_LOGITS = 0,        /* (batch, classes) */
+  REST_DEPLOY_PROBABILITIES = 1, /* their softmax */
+  REST_DEPLOY_EMBEDDING = 2,     /* (batch, channels) */
+  REST_DEPLOY_FEATURES = 3       /* (batch, channels, ceil(height/stride), ceil(width/stride)) */
+} rest_deploy_kind;
+
+/* One output of the model. name: UTF-8, valid until the session is closed. stride: of a map, pixels a
+ * cell; 0 for a vector. unit_length: an embedding of L2 norm 1. */
+typedef struct rest_deploy_output {
+  const char* name;
+  rest_deploy_kind kind;
+  size_t channels;
+  size_t stride;
+  int unit_length;
+} rest_deploy_output;
+
+/* In the model's order; at least one. 0 without a session. */
+REST_DEPLOY_API size_t rest_deploy_num_outputs(const rest_deploy_session* session);
+
+REST_DEPLOY_API rest_deploy_code rest_deploy_describe(const rest_deploy_session* session,
+                                                      size_t index, rest_deploy_output* output);
+
+/* Floats of an output for such images; 0 where there is no such output. */
+REST_DEPLOY_API size_t rest_deploy_output_size(const rest_deploy_session* session, size_t index,
+                                               size_t batch, size_t height, size_t width);
+
+/* 1 for a model that takes pixels and normalizes them itself, 0 for normalized floats. */
+REST_DEPLOY_API int rest_deploy_takes_pixels(const rest_deploy_session* session);
+
 /* JPEG or PNG bytes -> normalized (3, size, size) float32. capacity: floats that `tensor` has room
  * for, at least 3 * size * size. */
 REST_DEPLOY_API rest_deploy_code rest_deploy_preprocess(const rest_deploy_session* session,
                                                         const uint8_t* bytes, size_t byte_count,
                                                         float* tensor, size_t capacity);
 
-/* images: (batch, 3, height, width) float32, normalized -> logits: (batch, classes). capacity:
- * floats that `logits` has room for, at least batch * classes. An image with NaN or infinity gets
- * NaN logits. */
+/* JPEG or PNG bytes -> (size, size, 3) pixels, RGB, resized and cropped, for a model that takes them.
+ * capacity: bytes that `pixels` has room for, at least size * size * 3. */
+REST_DEPLOY_API rest_deploy_code rest_deploy_preprocess_pixels(const rest_deploy_session* session,
+                                                               const uint8_t* bytes,
+                                                               size_t byte_count, uint8_t* pixels,
+                                                               size_t capacity);
+
+/* images: (batch, 3, height, width) float32, normalized -> the first output, of a classifier logits:
+ * (batch, classes). capacity: floats that `logits` has room for, at least batch * classes. An image
+ * with NaN or infinity gets NaN logits. */
 REST_DEPLOY_API rest_deploy_code rest_deploy_infer(const rest_deploy_session* session,
                                                    const float* images, size_t batch, size_t height,
                                                    size_t width, float* logits, size_t capacity);
 
-/* One image's logits -> its most probable classes, best first. *count: in, how many are wanted and
+/* Every output, in the model's order. images: (batch, 3, height, width) float32, or NULL and pixels:
+ * (batch, height, width, 3), what rest_deploy_takes_pixels says. outputs: as many as the model has,
+ * NULL for one that is not wanted; capacities: floats that each has room for, at least
+ * rest_deploy_output_size. */
+REST_DEPLOY_API rest_deploy_code rest_deploy_infer_all(const rest_deploy_session* session,
+                                                       const float* images, const uint8_t* pixels,
+                                                       size_t batch, size_t height, size_t width,
+                                                       float* const* outputs,
+                                                       const size_t* capacities);
+
+/* One image's logits, or probabilities of a model that gives no logits -> its most probable classes, best first. *count: in, how many are wanted and
  * what both arrays have room for; out, how many were written. */
 REST_DEPLOY_API rest_deploy_code rest_deploy_best(const rest_deploy_session* session,
                                                   const float* logits, size_t* indices,
