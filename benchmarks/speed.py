@@ -31,7 +31,7 @@ from rest_deploy.bench.stopping import Limits
 from rest_deploy.bench.timers import Engine
 from rest_deploy.runtime.session import Session
 from rest_deploy.verbs import Images, Request
-from rest_deploy.verbs.gate import gate_data, reference_logits
+from rest_deploy.verbs.gate import gate_data, reference_answers
 from rest_deploy.verify import gate, metrics
 
 PATH = click.Path(path_type=Path)
@@ -136,7 +136,8 @@ def main(
         ours = _ours(variant, checkpoint, folder)
         export = Session.open(ours["export"])
         data = gate_data(export.metadata, None, GATE_IMAGES)
-        expected, _ = reference_logits(export, data.images, checkpoint)
+        answers, _ = reference_answers(export, data.images, checkpoint)
+        expected = answers[export.metadata.output_name]
         groups = {
             "fp32": _float(ours, peers, export, checkpoint, compiled=compiled),
             "int8": _integer(ours, peers, export, checkpoint),

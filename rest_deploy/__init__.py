@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rest_deploy.errors import RestDeployError
     from rest_deploy.model.checkpoint import LoadedModel
     from rest_deploy.runtime.classifier import Classifier, Prediction
+    from rest_deploy.runtime.embedder import Embedder
     from rest_deploy.runtime.session import Session
     from rest_deploy.runtime.specialize import ShapeLimits
     from rest_deploy.runtime.tensorrt import GpuOptions
@@ -54,6 +55,7 @@ __all__ = [
     "CalibrationReport",
     "Classifier",
     "DeployReport",
+    "Embedder",
     "ExportReport",
     "GpuOptions",
     "LoadedModel",
@@ -92,6 +94,7 @@ _HOME = {
         "rest_deploy.verbs",
     ),
     "Classifier": "rest_deploy.runtime.classifier",
+    "Embedder": "rest_deploy.runtime.embedder",
     "GpuOptions": "rest_deploy.runtime.tensorrt",
     "LoadedModel": "rest_deploy.model.checkpoint",
     "ParityReport": "rest_deploy.verify.parity",

@@ -36,12 +36,13 @@ DEFAULT_WORKSPACE = "build"
 
 
 class Parity(Struct, frozen=True):
-    """Outcome of a comparison with the reference, as stored in a sidecar."""
+    """Outcome of a comparison with the reference, as stored in a sidecar: the worst of all outputs
+    and cases. agreement: None where nothing is a class score."""
 
     reference: str
     relative_error: float
     max_abs_error: float
-    agreement: float
+    agreement: float | None
     bound: float
     cases: tuple[str, ...]
 

@@ -85,8 +85,9 @@ class GateBounds(Struct, frozen=True):
     """What a reduced-precision engine must keep, against the float64 reference.
 
     `agreement`: share of images with the same top-1, at least; `kl`: mean divergence in nats, at
-    most; `relative_error`: L2 of the logits, at most; `top1_drop`: of labelled top-1, at most.
-    With fresh weights classes are a coin's toss: only `relative_error_fresh` holds.
+    most; `relative_error`: L2 of each output, at most; `top1_drop`: of labelled top-1, at most;
+    `neighbours`: share of images whose nearest other one, by their embeddings' cosine, stays, at
+    least. With fresh weights classes are a coin's toss: only `relative_error_fresh` holds.
     """
 
     agreement: float
@@ -94,10 +95,14 @@ class GateBounds(Struct, frozen=True):
     relative_error: float
     relative_error_fresh: float
     top1_drop: float = 0.01
+    neighbours: float = 0.95
 
     def __post_init__(self) -> None:
-        if not 0 < self.agreement <= 1:
-            raise ValueError(f"agreement must be within 0 and 1, got {self.agreement}")
+        if not 0 < self.agreement <= 1 or not 0 < self.neighbours <= 1:
+            raise ValueError(
+                f"agreement and neighbours must be within 0 and 1, got {self.agreement} and "
+                f"{self.neighbours}"
+            )
         for value in (self.kl, self.relative_error, self.relative_error_fresh, self.top1_drop):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"a bound must be finite and positive, got {value}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from rest_deploy.console import Sizes
+from rest_deploy.signature import OUTPUT_KINDS, InputKind
 
 if TYPE_CHECKING:
     from rest_deploy.verbs import ExportWishes, Images, ProviderWishes, Request, Wishes
@@ -79,6 +80,16 @@ def export_options(function: Any) -> Any:
                      help="Side of the square images. [default: the checkpoint's, else 224]"),
         click.option("--resize", type=click.IntRange(min=32), metavar="PIXELS",
                      help="Shorter side, before the crop. [default: input size * 256 / 224]"),
+        click.option(
+            "--output", "outputs", type=click.Choice(OUTPUT_KINDS), multiple=True,
+            help="What the graph gives; repeatable, in this order. [default: logits]",
+        ),
+        click.option("--unit-length", is_flag=True, help="The embedding has L2 norm 1."),
+        click.option(
+            "--input", "input_kind", type=click.Choice(get_args(InputKind)), default="float",
+            show_default=True,
+            help="uint8: the graph takes RGB pixels (N, H, W, 3) and normalizes them.",
+        ),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -235,7 +246,7 @@ def export_wishes(options: dict[str, Any]) -> ExportWishes:
     from rest_deploy.verbs import ExportWishes
 
     names = ("checkpoint_key", "instance_norm", "opset", "num_classes", "labels", "input_size",
-             "resize")  # fmt: skip
+             "resize", "outputs", "unit_length", "input_kind")  # fmt: skip
     return ExportWishes(
         checkpoint=options["checkpoint"], **{name: options.pop(name) for name in names}
     )

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from rest_deploy.contracts import SMALLEST_SIDE, Preprocessing
 from rest_deploy.errors import ImageError, InputError
+from rest_deploy.signature import InputKind
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -121,9 +122,61 @@ def normalize(pixels: UInt8, preprocessing: Preprocessing) -> Float32:
     return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
+def pixels_of(images: Float32, preprocessing: Preprocessing) -> UInt8:
+    """The inverse of `normalize`, exact: (N, 3, H, W) float32 -> (N, H, W, 3) uint8, RGB.
+
+    Raises `ImageError` for values that no pixel has after `normalize`.
+    """
+    pixels = nearest_pixels(images, preprocessing)
+    if not np.array_equal(_normalized(pixels, preprocessing), images):
+        raise ImageError(
+            "these images are not normalized 8-bit pixels; expected some, because the model takes "
+            "pixels and normalizes them itself",
+            hint="give photos, or an array of uint8; or export with --input float",
+        )
+    return pixels
+
+
+def nearest_pixels(images: Float32, preprocessing: Preprocessing) -> UInt8:
+    """(N, 3, H, W) normalized -> the closest (N, H, W, 3) uint8. NaN has none: `ImageError`."""
+    if not np.isfinite(images).all():
+        raise ImageError("images with NaN or infinity have no pixels")
+    mean, std = (np.asarray(v, np.float32) for v in (preprocessing.mean, preprocessing.std))
+    values = (images.transpose(0, 2, 3, 1) * std + mean) * np.float32(255.0)
+    return np.ascontiguousarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+
+def to_pixel_grid(images: Float32, preprocessing: Preprocessing) -> Float32:
+    """(N, 3, H, W) normalized -> the nearest images that are made of 8-bit pixels, normalized."""
+    return _normalized(nearest_pixels(images, preprocessing), preprocessing)
+
+
+def feed(images: Float32, kind: InputKind, preprocessing: Preprocessing) -> Float32 | UInt8:
+    """Normalized (N, 3, H, W) as a model of that input kind takes them: themselves, or the pixels
+    (N, H, W, 3) they were made of. Raises `ImageError` where there are none."""
+    return images if kind == "float" else pixels_of(images, preprocessing)
+
+
+def _normalized(pixels: UInt8, preprocessing: Preprocessing) -> Float32:
+    """(N, H, W, 3) -> (N, 3, H, W)"""
+    return np.stack([normalize(image, preprocessing) for image in pixels])
+
+
 def to_tensor(image: Image, preprocessing: Preprocessing) -> Float32:
     """RGB image -> normalized (3, crop, crop) float32."""
     return normalize(to_pixels(image, preprocessing), preprocessing)
+
+
+def to_input(
+    image: Image,
+    kind: InputKind,
+    preprocessing: Preprocessing,
+    size: tuple[int, int] | None = None,
+) -> Float32 | UInt8:
+    """RGB image -> what a model of that input kind takes: (3, height, width) float32, normalized,
+    or (height, width, 3) uint8. size: see `to_pixels`."""
+    pixels = to_pixels(image, preprocessing, size)
+    return normalize(pixels, preprocessing) if kind == "float" else pixels
 
 
 def list_images(directory: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rest_deploy.artifact import read_sidecar, sha256_file, sidecar_path
+from rest_deploy.signature import OUTPUT_KINDS, InputKind
 
 ASSETS = Path(__file__).parent / "assets"
 TRAINED_WEIGHTS = ASSETS / "rest_nano_photos.safetensors"
@@ -46,6 +47,33 @@ def trained_v2_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("trained-v2")
     verbs.export("v2-nano", output_dir=folder, checkpoint=TRAINED_V2_WEIGHTS)
     yield from _unchanged(folder / "restv2_nano.onnx")
+
+
+@pytest.fixture(scope="session")
+def everything_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Trained; gives every kind of output, from normalized images."""
+    yield from _all_outputs(tmp_path_factory.mktemp("everything"), "float")
+
+
+@pytest.fixture(scope="session")
+def pixels_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Trained; gives every kind of output, the embedding of unit length, from uint8 pixels."""
+    yield from _all_outputs(tmp_path_factory.mktemp("pixels"), "uint8")
+
+
+def _all_outputs(folder: Path, input_kind: InputKind) -> Iterator[Path]:
+    pytest.importorskip("torch")
+    from rest_deploy import verbs
+
+    report = verbs.export(
+        "nano",
+        output_dir=folder,
+        checkpoint=TRAINED_WEIGHTS,
+        outputs=OUTPUT_KINDS,
+        unit_length=input_kind == "uint8",
+        input_kind=input_kind,
+    )
+    yield from _unchanged(Path(report.path))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from rest_deploy.engine import onnxruntime_profile, openvino_profile
 from rest_deploy.engine.executed import Executed
 from rest_deploy.engine.openvino import Inference
 from rest_deploy.errors import ArtifactError, InputError, ShapeError, require
+from rest_deploy.layout import layout_of_type
 from rest_deploy.runtime.backend import backend_for, inference_precision
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def opened(file: Path, shape: Dims, backend: HostBackend | None = None) -> Sourc
 
 
 def _profile(source: Source, shape: Dims, threads: int | None, seconds: float) -> Executed:
-    images = np.random.default_rng(0).standard_normal(shape).astype(source.dtype)
+    images = layout_of_type(str(source.dtype)).noise(shape, str(source.dtype))
     if source.runtime == "openvino":
         return openvino_profile.profile(
             source.file, images, threads=threads, seconds=seconds, inference=source.inference

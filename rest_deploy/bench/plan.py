@@ -15,6 +15,7 @@ from rest_deploy.bench.stopping import Limits
 from rest_deploy.bench.timers import Engine
 from rest_deploy.contracts import SMALLEST_SIDE, Preprocessing, Struct
 from rest_deploy.errors import InputError
+from rest_deploy.preprocess import to_pixel_grid
 
 Float32 = npt.NDArray[np.float32]
 UInt8 = npt.NDArray[np.uint8]
@@ -87,6 +88,13 @@ def noise_images(count: int, height: int, width: int) -> Float32:
     the power a GPU draws, and so its clock, depends on the values."""
     generator = np.random.default_rng((count, height, width))
     return generator.standard_normal((count, 3, height, width), dtype=np.float32)
+
+
+def pixel_noise(preprocessing: Preprocessing) -> Callable[[int, int, int], Float32]:
+    """`noise_images` brought to what 8-bit pixels can make, for engines that take pixels."""
+    return lambda count, height, width: to_pixel_grid(
+        noise_images(count, height, width), preprocessing
+    )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from rest_deploy.bench.answers import Answer
 from rest_deploy.runtime.execution import DeviceTimes
+from rest_deploy.signature import InputKind
 
 Clock = Callable[[], int]
 """Nanoseconds since some moment, never backwards."""
@@ -53,7 +55,31 @@ class Engine(Protocol):
         """images: (N, 3, H, W) float32, normalized -> logits (N, classes)."""
 
 
-Timed = Callable[[Float32], tuple[Float32, DeviceTimes]]
+Images = npt.NDArray[np.generic]
+"""As the engine takes them: see `feed_of`."""
+
+Timed = Callable[[Images], tuple[Answer, DeviceTimes]]
+
+
+def asked(engine: Engine) -> Callable[[Images], Answer]:
+    """What is timed: `run`, or `run_all` of an engine that gives several outputs."""
+    metadata = getattr(engine, "metadata", None)
+    several = metadata is not None and len(metadata.gives) > 1
+    call: Callable[[Images], Answer] = getattr(engine, "run_all" if several else "run")
+    return call
+
+
+def input_kind(engine: Engine) -> InputKind:
+    """What the engine takes: float where it does not say."""
+    kind: InputKind = getattr(getattr(engine, "metadata", None), "input_kind", "float")
+    return kind
+
+
+def feed_of(engine: Engine, images: Float32) -> Images:
+    """Normalized images (N, 3, H, W) as the engine takes them; see `Session.feed`."""
+    feed = getattr(engine, "feed", None)
+    fed: Images = images if feed is None else feed(images)
+    return fed
 
 
 @runtime_checkable
@@ -61,7 +87,6 @@ class TimedRunner(Protocol):
     """A runner whose device has a clock of its own, like `TensorRtRunner`."""
 
     input_name: str
-    output_name: str
     input_dtype: str
 
     def infer_timed(
@@ -70,15 +95,17 @@ class TimedRunner(Protocol):
 
 
 def device_timer(engine: Engine) -> Timed | None:
-    """`engine.run`, with the times of its device; None for engines on a CPU, which have none."""
+    """Every output, with the times of its device; None for engines on a CPU, which have none."""
     runner = getattr(engine, "runner", None)
     if not isinstance(runner, TimedRunner):
         return None
     timed = runner
 
-    def run(images: Float32) -> tuple[Float32, DeviceTimes]:
+    def run(images: Images) -> tuple[Answer, DeviceTimes]:
         feed = np.ascontiguousarray(images, dtype=timed.input_dtype)
         outputs, times = timed.infer_timed({timed.input_name: feed})
-        return outputs[timed.output_name].astype(np.float32, copy=False), times
+        return {
+            name: output.astype(np.float32, copy=False) for name, output in outputs.items()
+        }, times
 
     return run

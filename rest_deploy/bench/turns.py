@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from rest_deploy.bench.answers import Answers, batches
+from rest_deploy.bench.answers import Answer, Answers, batches
 from rest_deploy.bench.plan import INPUTS, Plan, Point
 from rest_deploy.bench.statistics import median
 from rest_deploy.bench.stopping import Stop, steady
-from rest_deploy.bench.timers import Clock, Engine, device_timer
-from rest_deploy.preprocess import load_image, normalize, to_pixels
+from rest_deploy.bench.timers import Clock, Engine, asked, device_timer, feed_of, input_kind
+from rest_deploy.preprocess import load_image, to_input
 from rest_deploy.runtime.execution import DeviceTimes
 
 Float32 = npt.NDArray[np.float32]
-Answered = tuple[Float32, DeviceTimes | None]
+Answered = tuple[Answer, DeviceTimes | None]
 
 MOST_RUNS = 1000
 """In one turn, of an engine however fast."""
@@ -223,21 +223,22 @@ def caller(
     engine: Engine, point: Point, plan: Plan, inputs: Sequence[Float32]
 ) -> Callable[[int], Answered]:
     """Input number -> the engine's answer, by way of what the mode includes."""
-    timed = device_timer(engine)
+    timed, ask = device_timer(engine), asked(engine)
     if point.mode != "end-to-end":
+        taken = [feed_of(engine, images) for images in inputs]
         if timed is not None:
             device = timed
-            return lambda index: device(inputs[index])
-        return lambda index: (engine.run(inputs[index]), None)
+            return lambda index: device(taken[index])
+        return lambda index: (ask(taken[index]), None)
     preprocessing, photos = plan.preprocessing, plan.photos
     if preprocessing is None:
         raise ValueError("end-to-end needs the model's preprocessing")
-    known, size = preprocessing, (point.height, point.width)
+    known, size, kind = preprocessing, (point.height, point.width), input_kind(engine)
 
     def from_pixels(index: int) -> Answered:
         first = index * point.batch
         chosen = (photos[(first + offset) % len(photos)] for offset in range(point.batch))
-        tensors = [normalize(to_pixels(load_image(photo), known, size), known) for photo in chosen]
-        return engine.run(np.stack(tensors)), None
+        tensors = [to_input(load_image(photo), kind, known, size) for photo in chosen]
+        return ask(np.stack(tensors)), None
 
     return from_pixels

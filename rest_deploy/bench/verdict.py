@@ -99,12 +99,12 @@ def refusal(engine: EngineResult, gate: Gate, fresh: bool) -> str:
     if fresh:
         checks = [("relative error", accuracy.relative_error, bounds.relative_error_fresh)]
     else:
-        if not accuracy.agreement >= bounds.agreement:
-            return f"agrees in {accuracy.agreement:.1%}, below its gate of {bounds.agreement:.1%}"
-        checks = [
-            ("KL divergence", accuracy.kl, bounds.kl),
-            ("relative error", accuracy.relative_error, bounds.relative_error),
-        ]
+        agreement, kl = accuracy.agreement, accuracy.kl
+        if agreement is not None and not agreement >= bounds.agreement:
+            return f"agrees in {agreement:.1%}, below its gate of {bounds.agreement:.1%}"
+        checks = [("relative error", accuracy.relative_error, bounds.relative_error)]
+        if kl is not None:
+            checks.insert(0, ("KL divergence", kl, bounds.kl))
     for what, value, bound in checks:
         if not value <= bound:  # NaN too
             return f"has a {what} of {value:.2g}, above its gate of {bound:.2g}"
@@ -153,7 +153,11 @@ def _first(
     found = field.measured[winner.label]
     at = f"batch {found.batch} ({found.host.median:.2f} ms, {found.height}x{found.width})"
     assert winner.accuracy is not None
-    agreement = f"agreement {winner.accuracy.agreement:.1%} on {winner.accuracy.images} images"
+    kept = winner.accuracy.agreement
+    agreement = f"relative error {winner.accuracy.relative_error:.1e}" if kept is None else (
+        f"agreement {kept:.1%}"
+    )  # fmt: skip
+    agreement += f" on {winner.accuracy.images} images"
     if level:
         equals = ", ".join(names[engine.label] for engine in level)
         ratio = field.compare(winner.label, level[0].label)

@@ -16,6 +16,7 @@ from rest_deploy.engine.onnxruntime_session import open_session, reason
 from rest_deploy.engine.placement import Placement, placed, read_profile
 from rest_deploy.engine.providers import DEFAULTS, ProviderOptions, known
 from rest_deploy.errors import ArtifactError
+from rest_deploy.layout import layout_of_type
 
 if TYPE_CHECKING:
     import onnx
@@ -148,9 +149,10 @@ def placement(
         session = open_session(path, provider, options, profile=Path(folder) / "profile")
         (image,) = session.get_inputs()
         shape = options.profiles[0].minimum if options.profiles else (batch, 3, 64, 64)
-        noise = np.random.default_rng(0).standard_normal(shape)
+        dtype = _DTYPES[image.type]
+        noise = layout_of_type(dtype).noise(shape, dtype)
         try:
-            session.run(None, {image.name: noise.astype(_DTYPES[image.type])})
+            session.run(None, {image.name: noise})
         except Exception as error:
             raise ArtifactError(f"ONNX Runtime cannot run {path}: {reason(error)}") from error
         text = Path(session.end_profiling()).read_text(encoding="utf-8")

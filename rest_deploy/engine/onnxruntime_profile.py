@@ -31,7 +31,7 @@ def profile(
     threads: int | None = None,
     seconds: float = 3.0,
 ) -> Executed:
-    """Run `path` on `images` (N, 3, H, W) on the CPU, with the profiler and then without.
+    """Run `path` on `images`, as it takes them, on the CPU, with the profiler and then without.
 
     Raises `ArtifactError` for a file that does not load or run, `VerificationError` for a profile
     that tells nothing.

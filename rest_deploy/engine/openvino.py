@@ -26,6 +26,7 @@ from rest_deploy.errors import (
     ShapeError,
     require,
 )
+from rest_deploy.layout import layout_of_type
 
 if TYPE_CHECKING:
     import openvino
@@ -43,7 +44,6 @@ and where that has one key (a 32x32 image), 16 keys and more give wrong logits f
 and more (OpenVINO 2026.4.1, float32; NaN in bf16), unless something is added to the scores, as
 q's bias is. 64x64 has four keys in stage 1."""
 
-_AXES = {4: ("batch", "channels", "height", "width"), 2: ("batch", "classes")}
 _DTYPES = {"f32": "float32", "f16": "float16", "u8": "uint8"}
 
 
@@ -87,10 +87,11 @@ class OpenVinoRunner:
         self._idle: deque[list[openvino.InferRequest]] = deque()
         self._closed = False
         if any(isinstance(size, str) for spec in self.inputs for size in spec.shape):
-            self.infer({spec.name: np.zeros(FIRST, spec.dtype) for spec in self.inputs})
+            self.infer({spec.name: np.zeros(layout_of_type(spec.dtype).shape(FIRST), spec.dtype)
+                        for spec in self.inputs})  # fmt: skip
 
     def specialized(self, shape: Dims) -> OpenVinoRunner:
-        """The same model compiled for one shape (batch, 3, height, width)."""
+        """The same model compiled for one shape of its input."""
         return OpenVinoRunner(
             self.path,
             threads=self._threads,
@@ -318,11 +319,13 @@ def _wait(request: openvino.InferRequest) -> RuntimeError | None:
 def _spec(port: openvino.ConstOutput, streams: int) -> TensorSpec:
     """The first axis is the batch, of which a stream has its part."""
     shape = port.get_partial_shape()
-    names = _AXES.get(len(shape), tuple(f"axis{index}" for index in range(len(shape))))
-    dtype = port.get_element_type().get_type_name()
+    kind = port.get_element_type().get_type_name()
+    dtype = _DTYPES.get(kind, kind)
+    axes = {4: layout_of_type(dtype).names(), 2: ("batch", "classes")}
+    names = axes.get(len(shape), tuple(f"axis{index}" for index in range(len(shape))))
     return TensorSpec(
         name=port.get_any_name(),
-        dtype=_DTYPES.get(dtype, dtype),
+        dtype=dtype,
         shape=tuple(
             name if size.is_dynamic else int(size.get_length()) * (1 if axis else streams)
             for axis, (name, size) in enumerate(zip(names, shape, strict=True))
@@ -335,9 +338,11 @@ def _poisoned(
 ) -> dict[str, npt.NDArray[np.generic]]:
     """The answers, NaN for images that are not finite. A sum finds them in one fast pass."""
     for array in arrays.values():
+        if array.dtype.kind != "f":
+            continue
         with np.errstate(over="ignore", invalid="ignore"):  # only then it is looked at closely
             total = np.add.reduce(array, axis=None, dtype=np.float32)
-        if array.dtype.kind != "f" or math.isfinite(total):
+        if math.isfinite(total):
             continue
         broken = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
         for answer in answers.values():

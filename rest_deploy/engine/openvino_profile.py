@@ -28,7 +28,7 @@ def profile(
     seconds: float = 3.0,
     inference: Inference = "f32",
 ) -> Executed:
-    """Run `path` on `images` (N, 3, H, W), with counters and then without.
+    """Run `path` on `images`, as it takes them, with counters and then without.
 
     It is compiled for that one shape, as a session does for shapes that come often, but all cores
     work on one layer at a time: a session shares a batch out among them, which is a bit faster.
@@ -38,8 +38,7 @@ def profile(
     require("openvino", "openvino")
     import openvino as ov
 
-    batch, channels, height, width = images.shape
-    shape: Dims = (batch, channels, height, width)
+    shape: Dims = images.shape
     plain = OpenVinoRunner(path, threads=threads, precision=inference, shape=shape)
     feeds = {plain.inputs[0].name: images}
     settings: dict[str, object] = {

@@ -13,6 +13,8 @@ from typing import Literal
 
 from rest_deploy.contracts import Dims, Precision, Profile
 from rest_deploy.errors import InputError
+from rest_deploy.layout import layout_of
+from rest_deploy.signature import InputKind
 
 ProviderName = Literal["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"]
 
@@ -74,7 +76,7 @@ class ProviderOptions:
     timings: for the builder's measurements, of any file; None: none are kept. profiles: input
     shapes of a provider that compiles; none: those it meets. context_model: write the compiled
     engine to this .onnx file; embedded: inside it, not beside. cuda_graph: capture and replay, for
-    inputs of one shape.
+    inputs of one shape. input_name and input_kind: of the file.
     """
 
     device: int = 0
@@ -85,6 +87,7 @@ class ProviderOptions:
     embedded: bool = True
     cuda_graph: bool = False
     input_name: str = "image"
+    input_kind: InputKind = "float"
 
 
 DEFAULTS = ProviderOptions()
@@ -170,7 +173,8 @@ def _shapes(prefix: str, options: ProviderOptions) -> dict[str, str]:
         return {}
 
     def text(shapes: Sequence[Dims]) -> str:
-        return ",".join(f"{options.input_name}:{'x'.join(map(str, shape))}" for shape in shapes)
+        placed = map(layout_of(options.input_kind).shape, shapes)
+        return ",".join(f"{options.input_name}:{'x'.join(map(str, shape))}" for shape in placed)
 
     return {
         f"{prefix}_profile_min_shapes": text([found.minimum for found in options.profiles]),

@@ -21,6 +21,7 @@ from rest_deploy.contracts import Precision, Profile, Rest
 from rest_deploy.engine import timing_cache
 from rest_deploy.engine.tensorrt_plan import PlannedLayer, read_plan
 from rest_deploy.errors import BuildError, InputError, MissingDependencyError, installed
+from rest_deploy.layout import layout_of_type
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 
@@ -217,9 +218,11 @@ def build(flavour: Flavour, graph: bytes, options: Options, step: Step) -> Built
     _configure(trt, config, options)
     cache = options.timing_cache
     kept = timing_cache.attach(config, cache, log.lines) if cache else None
+    layout = layout_of_type(str(network.get_input(0).dtype.name).lower())
     for profile in options.profiles:
         made = builder.create_optimization_profile()
-        made.set_shape("image", profile.minimum, profile.optimum, profile.maximum)
+        shapes = map(layout.shape, (profile.minimum, profile.optimum, profile.maximum))
+        made.set_shape("image", *shapes)
         config.add_optimization_profile(made)
     serialized = builder.build_serialized_network(network, config)
     if monitor.cancelled is not None:

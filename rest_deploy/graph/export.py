@@ -6,7 +6,7 @@ import contextlib
 import logging
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,9 +16,12 @@ import torch
 from torch import nn
 
 from rest_deploy.artifact import METADATA_KEY
+from rest_deploy.contracts import Dims
 from rest_deploy.errors import InputError, InvariantError
 from rest_deploy.graph.passes import run_passes
 from rest_deploy.graph.translations import translations
+from rest_deploy.layout import layout_of
+from rest_deploy.signature import InputKind
 
 DEFAULT_OPSET = 20
 """The first with Gelu as an operator; FP8 needs 19."""
@@ -26,32 +29,37 @@ DEFAULT_OPSET = 20
 OPSETS = range(18, 24)
 """18: LayerNormalization and torch's exporter begin here. 23: the newest tested."""
 
-EXAMPLE_SHAPE = (2, 3, 96, 160)
+EXAMPLE: Dims = (2, 3, 96, 160)
 """What is traced: no size of it may survive in the graph (parity at other sizes proves that)."""
 
 INLINE_LIMIT_BYTES = 2_000_000_000
 """protobuf's limit is 2 GiB; beyond it the weights go into a file of their own."""
 
 
-def trace(module: nn.Module, opset: int, output_name: str) -> tuple[ir.Model, dict[str, int]]:
-    """A rewritten module (model/deploy) -> ONNX IR with dynamic axes batch, height, width.
+def trace(
+    module: nn.Module, opset: int, outputs: Sequence[str], input_kind: InputKind = "float"
+) -> tuple[ir.Model, dict[str, int]]:
+    """A rewritten module (model/deploy, model/outputs.py) -> ONNX IR with dynamic axes batch,
+    height, width.
 
-    Returns the graph and how often each pass fired. Raises `InputError` for an opset outside
-    `OPSETS`.
+    outputs: names of what it returns, in order. Returns the graph and how often each pass fired.
+    Raises `InputError` for an opset outside `OPSETS`.
     """
     if opset not in OPSETS:
         raise InputError(
             f"opset {opset} is not supported; expected {OPSETS[0]} to {OPSETS[-1]}",
             hint=f"leave --opset out for {DEFAULT_OPSET}",
         )
+    layout = layout_of(input_kind)
+    example = torch.zeros(layout.shape(EXAMPLE), dtype=getattr(torch, layout.dtype))
     with _quiet():
         program = torch.onnx.export(
             module,
-            (torch.zeros(EXAMPLE_SHAPE),),
+            (example,),
             dynamo=True,
             opset_version=opset,
             input_names=["image"],
-            output_names=[output_name],
+            output_names=list(outputs),
             optimize=False,  # our own passes, after the traced sizes are released
             verbose=False,
             custom_translation_table=translations(),

@@ -20,16 +20,21 @@ from rest_deploy.errors import InvariantError
 GraphPass = Callable[[ir.Model], int]
 
 IMAGE_AXES = ("batch", 3, "height", "width")
+PIXEL_AXES = ("batch", "height", "width", 3)
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
 
 def release_sizes(model: ir.Model) -> int:
     """Name the dynamic axes; forget the sizes of the traced example, which are not facts."""
     graph = model.graph
-    graph.inputs[0].shape = ir.Shape(IMAGE_AXES)
+    image = graph.inputs[0]
+    pixels = image.dtype == ir.DataType.UINT8
+    image.shape = ir.Shape(PIXEL_AXES if pixels else IMAGE_AXES)
     for output in graph.outputs:
         if output.shape is not None:
-            output.shape = ir.Shape(("batch", *tuple(output.shape)[1:]))
+            channels, *sides = tuple(output.shape)[1:]
+            grid = (f"{output.name}_height", f"{output.name}_width") if sides else ()
+            output.shape = ir.Shape(("batch", channels, *grid))
     released = 0
     for node in graph:
         for value in node.outputs:

@@ -4,7 +4,9 @@ A strongly typed TensorRT network, ONNX Runtime and OpenVINO then compute what t
 attention-map chain stays float32 between Cast nodes: an entry of softmax - 1/M squared is of order
 1/M^2, below FP16's smallest normal number from 128 keys on, and without the island BF16 loses more
 than three times as much (tests/graph/test_precision.py). LayerNormalization stays one operator:
-its definition computes mean and variance in float32 (stash_type 1) whatever its input.
+its definition computes mean and variance in float32 (stash_type 1) whatever its input. Pixels are
+normalized in float32 and rounded once, as normalized images are; so are softmax and L2 norm at the
+end, whose sums have hundreds of terms.
 """
 
 from __future__ import annotations
@@ -38,8 +40,11 @@ FP16_LARGEST = 65504.0
 BF16_OPSET = 22
 """The first where Conv, ReduceMean and their kin are defined for BF16."""
 
-ISLAND = re.compile(r".*\.attn\.(Softmax|norm\..*|level\.(?!Mul_1$).*)")
-"""Names of the nodes that stay float32: softmax, the folded InstanceNorm, the level of v."""
+ISLAND = re.compile(
+    r".*\.attn\.(Softmax|norm\..*|level\.(?!Mul_1$).*)|(pixels|probabilities|unit_length)\..*"
+)
+"""Names of the nodes that stay float32: softmax, the folded InstanceNorm, the level of v, the
+normalization of pixels, and what follows the head or the embedding."""
 
 _TYPED = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
@@ -49,7 +54,7 @@ def to_sixteen_bit(
 ) -> dict[str, int]:
     """Retype in place: every float32 tensor outside the islands, with Casts at their shores.
 
-    io_type: of the graph's input and output. Returns how many nodes compute in which type.
+    io_type: of the float input and of the outputs. Returns how many nodes compute in which type.
     Raises `InputError` naming a weight that FP16 cannot hold, or an opset too old for BF16.
     """
     target = TYPES[precision]
@@ -66,6 +71,8 @@ def to_sixteen_bit(
     types: Counter[str] = Counter()
     made: dict[str, ir.DataType] = {}
     for entry in graph.inputs:
+        if entry.dtype not in _TYPED:
+            continue  # pixels
         entry.dtype = IO_TYPES[io_type]
         made[entry.name or ""] = IO_TYPES[io_type]
     for node in list(graph):

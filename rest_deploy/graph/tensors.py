@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from rest_deploy.contracts import Dims
 from rest_deploy.errors import ArtifactError
+from rest_deploy.layout import FLOAT, UINT8
 
 BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 16: 16,
         17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4}  # fmt: skip
@@ -34,7 +35,8 @@ class Tensor:
 
 
 def at_shape(model: onnx.ModelProto, shape: Dims) -> dict[str, Tensor]:
-    """Name -> tensor of everything that the graph reads or makes, its input being of `shape`.
+    """Name -> tensor of everything that the graph reads or makes, its input being of `shape`
+    (batch, channels, height, width), put as a graph of pixels takes it.
 
     What shape inference does not tell is not there. `model` is not changed.
     Raises `ArtifactError` when the graph has not one input (batch, channels, height, width).
@@ -52,7 +54,9 @@ def at_shape(model: onnx.ModelProto, shape: Dims) -> dict[str, Tensor]:
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     image = next(value for value in fixed.graph.input if value.name in inputs)
-    for dim, size in zip(image.type.tensor_type.shape.dim, shape, strict=True):
+    pixels = image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    placed = (UINT8 if pixels else FLOAT).shape(shape)
+    for dim, size in zip(image.type.tensor_type.shape.dim, placed, strict=True):
         dim.dim_value = size
     for output in fixed.graph.output:
         # Forgotten with the names that were inferred: they are inferred again, as numbers.

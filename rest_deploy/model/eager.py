@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from rest_deploy.model.backbone import Backbone
+from rest_deploy.model.outputs import Outputs
+from rest_deploy.signature import Output
 
 Float32 = npt.NDArray[np.float32]
 
@@ -16,16 +20,19 @@ Float32 = npt.NDArray[np.float32]
 class Eager:
     """The reference module in float32, eager, on the CPU.
 
-    threads: of an operator, 0: as PyTorch has them; they hold for the whole process.
+    threads: of an operator, 0: as PyTorch has them; they hold for the whole process. outputs: all
+    that are computed, `run` returns the first; none: what the module does.
     """
 
-    def __init__(self, module: Backbone, threads: int = 0) -> None:
-        self._module = copy.deepcopy(module).eval().float()
+    def __init__(self, module: Backbone, threads: int = 0, outputs: Sequence[Output] = ()) -> None:
+        copied = copy.deepcopy(module).eval().float()
+        self._module: nn.Module = Outputs(copied, outputs) if outputs else copied
         if threads:
             torch.set_num_threads(threads)
 
     def run(self, images: Float32) -> Float32:
-        """images: (N, 3, H, W), normalized -> logits (N, classes)."""
+        """images: (N, 3, H, W), normalized -> the first output, logits (N, classes)."""
         with torch.inference_mode():
-            logits: Float32 = self._module(torch.from_numpy(images)).numpy()
-        return logits
+            found = self._module(torch.from_numpy(images))
+        first: Float32 = (found[0] if isinstance(found, tuple) else found).numpy()
+        return first

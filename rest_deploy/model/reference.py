@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,26 +12,43 @@ import torch
 from torch import Tensor, nn
 
 from rest_deploy.model.backbone import Backbone
+from rest_deploy.model.outputs import Outputs
+from rest_deploy.signature import Output
 
 Precision = Literal["float64", "float32"]
 
 
 class Reference:
-    """A frozen copy of `module`; call it with arrays."""
+    """A frozen copy of `module`; call it with arrays.
 
-    def __init__(self, module: Backbone, precision: Precision = "float64") -> None:
+    outputs: what it gives, as the graph that is compared with it; none: what `module` itself does.
+    """
+
+    def __init__(
+        self, module: Backbone, precision: Precision = "float64", outputs: Sequence[Output] = ()
+    ) -> None:
         self.precision = precision
         self._dtype = {"float64": torch.float64, "float32": torch.float32}[precision]
-        self._module = copy.deepcopy(module).eval().to(self._dtype)
+        copied = copy.deepcopy(module).eval().to(self._dtype)
         if precision == "float64":
-            sum_depthwise_taps(self._module)
+            sum_depthwise_taps(copied)
+        self._module: nn.Module = Outputs(copied, outputs) if outputs else copied
+        own = "logits" if isinstance(module.head, nn.Linear) else "embedding"
+        self.names = tuple(output.name for output in outputs) or (own,)
 
     def __call__(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """images: (N, 3, H, W) float32, normalized -> logits (N, classes)."""
+        """images: (N, 3, H, W) float32, normalized -> the first output, (N, classes) of logits."""
+        return self.all(images)[self.names[0]]
+
+    def all(self, images: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float64]]:
+        """The same images -> every output by name."""
         with torch.inference_mode():
-            logits = self._module(torch.from_numpy(images).to(self._dtype))
-        result: npt.NDArray[np.float64] = logits.to(torch.float64).numpy()
-        return result
+            found = self._module(torch.from_numpy(images).to(self._dtype))
+        tensors = found if isinstance(found, tuple) else (found,)
+        return {
+            name: tensor.to(torch.float64).numpy()
+            for name, tensor in zip(self.names, tensors, strict=True)
+        }
 
 
 class DepthwiseTaps(nn.Module):

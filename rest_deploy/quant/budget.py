@@ -11,11 +11,12 @@ METRICS = {"agreement": ">=", "relative_error": "<=", "kl": "<="}
 
 
 class Score(Struct, frozen=True):
-    """Distances from the reference; see verify/metrics."""
+    """Distances of the model's first output from the reference's; see verify/metrics. kl and
+    agreement: of classes, None of another output."""
 
     relative_error: float
-    kl: float
-    agreement: float
+    kl: float | None
+    agreement: float | None
 
 
 class PlaceScore(Struct, frozen=True):
@@ -34,7 +35,13 @@ class Budget(Struct, frozen=True):
     bound: float
 
     def kept(self, score: Score) -> bool:
-        value = float(getattr(score, self.metric))
+        """Raises `InputError` for a metric that the model's first output does not have."""
+        value: float | None = getattr(score, self.metric)
+        if value is None:
+            raise InputError(
+                f"the model's first output is no classes, so that it has no {self.metric}",
+                hint="--budget 'relative_error<=0.01'",
+            )
         return value >= self.bound if METRICS[self.metric] == ">=" else value <= self.bound
 
     def __str__(self) -> str:

@@ -72,10 +72,11 @@ def equalize(model: ir.Model, largest: Mapping[str, Array], alpha: float) -> dic
 
 def sites(model: ir.Model) -> Iterator[Site]:
     """Where a rescaling folds away, with every reader of the activation accounted for."""
+    outputs = set(model.graph.outputs)
     for node in model.graph:
         site = None
         if node.op_type == "LayerNormalization":
-            site = _norm_site(node)
+            site = _norm_site(node, outputs)
         elif node.op_type == "MatMul" and node.name and node.name.endswith(".attn.v.MatMul"):
             site = _value_site(node)
         elif node.op_type == "Relu":
@@ -84,7 +85,7 @@ def sites(model: ir.Model) -> Iterator[Site]:
             yield site
 
 
-def _norm_site(node: ir.Node) -> Site | None:
+def _norm_site(node: ir.Node, outputs: set[ir.Value]) -> Site | None:
     readers: list[tuple[str, int]] = []
     followers: list[tuple[str, int]] = []
     maps: list[str] = []
@@ -93,6 +94,8 @@ def _norm_site(node: ir.Node) -> Site | None:
     while stack:
         reader = stack.pop()
         here = place(reader.name or "")
+        if any(value in outputs for value in reader.inputs):
+            return None  # an embedding goes out as it is
         if reader.op_type in {"Transpose", "Reshape", "ReduceMean"}:
             stack += [use.node for use in reader.outputs[0].uses()]
         elif here is not None and here.role in {"qkv", "offset", "mlp", "head"}:

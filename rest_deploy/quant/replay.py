@@ -4,6 +4,7 @@ tensors as its outputs: progress, interruption and going on are the same whateve
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -11,7 +12,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from rest_deploy.artifact import METADATA_KEY, parse_metadata
 from rest_deploy.errors import InvariantError
+from rest_deploy.preprocess import pixels_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -23,7 +26,7 @@ Progress = Callable[[int], None]
 """Called with the number of images done so far."""
 
 Batches = Callable[[int], Iterable[Float32]]
-"""From an image on: (N, 3, H, W) float32 each."""
+"""From an image on: (N, 3, H, W) float32 each, normalized, whatever the graph takes."""
 
 
 class Running(Protocol):
@@ -53,15 +56,27 @@ def replay(
     progress: Progress = lambda _done: None,
     phase: Phase | None = None,
 ) -> None:
-    """Hand `model`'s outputs for each batch to `take`, which updates `items`."""
+    """Hand `model`'s outputs for each batch to `take`, which updates `items`.
+
+    Raises `ImageError` where the graph takes pixels and a batch was made of none.
+    """
     session = open_session(model)
+    as_taken = _feeding(model)
     done = phase.restore(items) if phase else 0
     for batch in batches(done):
-        take(session.run(None, {"image": batch}))
+        take(session.run(None, {"image": as_taken(batch)}))
         done += len(batch)
         if phase:
             phase.offer(done, items)
         progress(done)
+
+
+def _feeding(model: ir.Model) -> Callable[[Float32], npt.NDArray[np.generic]]:
+    """Normalized images -> what the graph takes. How it normalizes pixels is in its metadata."""
+    if model.graph.inputs[0].dtype != ir.DataType.UINT8:
+        return lambda batch: batch
+    metadata = parse_metadata(model.metadata_props.get(METADATA_KEY), Path("the graph"))
+    return lambda batch: pixels_of(batch, metadata.card.preprocessing)
 
 
 def with_outputs(model: ir.Model, tensors: Iterable[str]) -> ir.Model:

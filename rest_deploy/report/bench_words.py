@@ -43,7 +43,10 @@ def short_error(value: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-def share(value: float) -> str:
+def share(value: float | None) -> str:
+    """ "-" for what an engine without classes does not have."""
+    if value is None:
+        return "-"
     return "100%" if value == 1 else f"{value:.1%}"
 
 

@@ -71,7 +71,7 @@ def _latency(record: Record, case: Case, mode: Mode) -> list[str]:
             words.interval(row.ratio) if row.ratio else "base" if row.is_base else "",
             row.ratio.verdict if row.ratio else "",
             f"{accuracy.relative_error:.1e}" if accuracy else "",
-            f"{accuracy.agreement:.1%}" if accuracy else "",
+            words.share(accuracy.agreement) if accuracy else "",
         ))  # fmt: skip
     return table(header, rows, left=2)
 

@@ -33,7 +33,7 @@ def overview(record: Record, looks: Looks) -> Markup:
                 (
                     Cell(f"{accuracy.relative_error:.1e}", accuracy.relative_error),
                     Cell(words.share(accuracy.agreement), accuracy.agreement),
-                    Cell(f"{accuracy.kl:.1e}", accuracy.kl),
+                    Cell("-" if accuracy.kl is None else f"{accuracy.kl:.1e}", accuracy.kl),
                 )
                 if accuracy
                 else (Cell("unknown"), EMPTY, EMPTY)

@@ -7,6 +7,7 @@ import re
 import textwrap
 
 from rest_deploy.contracts import Build, GateResult
+from rest_deploy.quant.budget import Score
 from rest_deploy.quant.dataset import Health, Size
 from rest_deploy.quant.table import CalibrationTable
 from rest_deploy.report.engine import fit_lines
@@ -167,8 +168,8 @@ WORST = 12
 def sensitivity(report: SensitivityReport) -> str:
     header = ("block", "role", "relative error", "KL", "agreement", "of multiplications")
     rows = [
-        (found.block, found.role, f"{found.score.relative_error:.1e}", f"{found.score.kl:.1e}",
-         f"{found.score.agreement:.1%}", f"{found.share:.1%}")
+        (found.block, found.role, f"{found.score.relative_error:.1e}",
+         *_of_classes(found.score), f"{found.share:.1%}")
         for found in report.places[:WORST]
     ]  # fmt: skip
     more = len(report.places) - len(rows)
@@ -182,19 +183,29 @@ def sensitivity(report: SensitivityReport) -> str:
         "",
         _heat_map(report),
         "",
-        f"all of the recipe: relative error {report.whole.relative_error:.1e}, "
-        f"KL {report.whole.kl:.1e}, agreement {report.whole.agreement:.1%}",
+        f"all of the recipe: {_score(report.whole)}",
     ]
     if report.budget_score is not None:
         score = report.budget_score
         floats = ", ".join(report.budget_floats) or "nothing"
         lines += [
-            f"budget {report.budget} kept: relative error {score.relative_error:.1e}, "
-            f"KL {score.kl:.1e}, agreement {score.agreement:.1%}",
+            f"budget {report.budget} kept: {_score(score)}",
             f"  in float: {floats} ({report.budget_float_share:.0%} of the multiplications)",
             f"  rest-deploy build-engine --recipe {report.budget_recipe}",
         ]
     return "\n".join(lines)
+
+
+def _of_classes(score: Score) -> tuple[str, str]:
+    """KL and agreement, "-" where the first output is no classes."""
+    if score.kl is None or score.agreement is None:
+        return "-", "-"
+    return f"{score.kl:.1e}", f"{score.agreement:.1%}"
+
+
+def _score(score: Score) -> str:
+    kl, agreement = _of_classes(score)
+    return f"relative error {score.relative_error:.1e}, KL {kl}, agreement {agreement}"
 
 
 def _heat_map(report: SensitivityReport) -> str:

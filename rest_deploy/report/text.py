@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rest_deploy.contracts import Build, ModelMetadata, Struct
+from rest_deploy.layout import layout_of
 from rest_deploy.report.engine import fit_lines, provider_lines
 from rest_deploy.runtime.classifier import Prediction
+from rest_deploy.signature import Output
 from rest_deploy.verbs import ExportReport, Inspection, VariantTable
 from rest_deploy.verify.parity import CaseResult, ParityReport
 
@@ -87,20 +89,23 @@ def parity(report: ParityReport) -> str:
 
 def case_table(results: Sequence[CaseResult], beyond: str = "FAIL") -> str:
     """One row a case; `beyond` marks those outside their bound."""
-    header = ("input", "relative error", "max abs", "cosine", "KL", "top-1 agreement", "")
+    header = ("input", "output", "relative error", "max abs", "cosine", "KL", "top-1 agreement", "")
     rows = [
         (
             str(result.case),
+            result.output,
             f"{result.relative_error:.1e}",
             f"{result.max_abs_error:.1e}",
             f"{result.cosine:.9f}",
-            f"{result.kl:.1e}",
-            f"{result.agreement:.1%}",
+            "-" if result.kl is None else f"{result.kl:.1e}",
+            "-" if result.agreement is None else f"{result.agreement:.1%}",
             "ok" if result.passed else beyond,
         )
         for result in results
     ]
-    return table(header, rows)
+    if len({result.output for result in results}) < 2:  # told in the first line
+        return table((header[0], *header[2:]), [(row[0], *row[2:]) for row in rows])
+    return table(header, rows, left=2)
 
 
 def predictions(found: Predictions) -> str:
@@ -189,7 +194,8 @@ def _describe(metadata: ModelMetadata) -> list[tuple[str, str]]:
     return [
         ("variant", f"{metadata.variant} ({metadata.card.name}), {_classes(metadata)}"),
         ("weights", _weights(metadata)),
-        ("input", f"{metadata.input_name} (batch, 3, height, width), sides of at least 32"),
+        ("input", f"{metadata.input_name}, {layout_of(metadata.input_kind).words} sides >= 32"),
+        *(("output", described(output)) for output in metadata.gives),
         (
             "preprocessing",
             f"{preprocessing.interpolation} to {preprocessing.resize}, crop {preprocessing.crop}, "
@@ -206,7 +212,20 @@ def _norm(metadata: ModelMetadata) -> str:
 
 
 def _classes(metadata: ModelMetadata) -> str:
-    return f"{metadata.num_classes} classes" if metadata.num_classes else "embedding, no head"
+    """What it gives; of a classifier's logits only the classes."""
+    names = ", ".join(output.name for output in metadata.gives)
+    if not metadata.num_classes:
+        return f"{names}, no head"
+    return f"{metadata.num_classes} classes" + (f", {names}" if names != "logits" else "")
+
+
+def described(output: Output) -> str:
+    """ "c3 (batch, 128, height/8, width/8), rounded up" """
+    if output.stride:
+        side = f"(batch, {output.channels}, height/{output.stride}, width/{output.stride})"
+        return f"{output.name} {side}, rounded up"
+    unit = ", of L2 norm 1" if output.unit_length else ""
+    return f"{output.name} (batch, {output.channels}){unit}"
 
 
 def _weights(metadata: ModelMetadata) -> str:

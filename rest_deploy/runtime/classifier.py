@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from rest_deploy.contracts import Struct
 from rest_deploy.errors import ArtifactError
-from rest_deploy.preprocess import load_image, to_tensor
+from rest_deploy.preprocess import load_image, to_input
 from rest_deploy.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Prediction(Struct, frozen=True):
-    """One class for one image; `probability` is the softmax of the logits."""
+    """One class for one image; `probability`: the softmax of the logits, or the model's own."""
 
     index: int
     label: str
@@ -38,9 +38,18 @@ class Classifier:
     """
 
     def __init__(self, session: Session) -> None:
-        if session.metadata.num_classes == 0:
-            raise ArtifactError(f"{session.path} has no classifier head: it returns embeddings")
+        """Raises `ArtifactError` for a model that gives neither logits nor probabilities."""
+        gives = session.metadata.gives
+        scores = [output for output in gives if output.kind in ("logits", "probabilities")]
+        if not scores:
+            given = ", ".join(output.name for output in gives)
+            raise ArtifactError(
+                f"{session.path} gives no classes, but {given}",
+                hint="Session.run_all returns what it gives; rest-deploy export --output logits of "
+                "a model with a head makes one that classifies",
+            )
         self.session = session
+        self._scores = scores[0]
 
     @classmethod
     def open(
@@ -83,15 +92,19 @@ class Classifier:
     ) -> list[list[Prediction]]:
         """`classify` for several images in one engine call."""
         preprocessing = self.session.metadata.card.preprocessing
-        tensors = [to_tensor(load_image(image), preprocessing) for image in images]
+        kind = self.session.metadata.input_kind
+        tensors = [to_input(load_image(image), kind, preprocessing) for image in images]
         if not tensors:
             return []
-        logits = self.session.run(np.stack(tensors))
-        return [self._best(row, top) for row in logits]
+        scores = self.session.run_all(np.stack(tensors))[self._scores.name]
+        return [self._best(row, top) for row in scores]
 
-    def _best(self, logits: npt.NDArray[np.float32], top: int) -> list[Prediction]:
+    def _best(self, scores: npt.NDArray[np.float32], top: int) -> list[Prediction]:
+        labels = self.session.metadata.labels
         try:
-            return best(logits, self.session.metadata.labels, top)
+            if self._scores.kind == "probabilities":
+                return most_probable(scores.astype(np.float64), labels, top)
+            return best(scores, labels, top)
         except ArtifactError as error:
             raise ArtifactError(f"{self.session.path}: {error.message}", hint=error.hint) from error
 
@@ -101,15 +114,26 @@ def best(logits: npt.NDArray[np.float32], labels: Sequence[str], top: int) -> li
 
     Raises `ArtifactError` for logits that are not finite.
     """
-    if not np.isfinite(logits).all():
-        raise ArtifactError(
-            "the engine returned NaN or infinite logits",
-            hint="rest-deploy verify shows where it departs from the reference",
-        )
+    _check(logits)
     shifted = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities = shifted / shifted.sum()
+    return most_probable(shifted / shifted.sum(), labels, top)
+
+
+def most_probable(
+    probabilities: npt.NDArray[np.float64], labels: Sequence[str], top: int
+) -> list[Prediction]:
+    """The same of (classes,) probabilities, which a model may give by itself."""
+    _check(probabilities)
     order = np.argsort(-probabilities, kind="stable")[:top]
     return [
         Prediction(index=int(i), label=labels[i], probability=float(probabilities[i]))
         for i in order
     ]
+
+
+def _check(scores: npt.NDArray[np.floating]) -> None:
+    if not np.isfinite(scores).all():
+        raise ArtifactError(
+            "the engine returned NaN or infinite class scores",
+            hint="rest-deploy verify shows where it departs from the reference",
+        )

@@ -8,20 +8,22 @@ they were captured from, so each captured shape has a context of its own, as NVI
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from rest_deploy.contracts import Dims
+from rest_deploy.contracts import Dims, TensorSpec
 from rest_deploy.errors import DeviceError
 from rest_deploy.runtime.cuda import Cuda, DeviceBuffer, PinnedBuffer, released
 
 Array = npt.NDArray[np.generic]
+Arrays = dict[str, Array]
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +36,8 @@ class Engine(Protocol):
 
     cuda: Cuda
     input_name: str
-    output_name: str
     input_dtype: str
-    output_dtype: str
+    outputs: tuple[TensorSpec, ...]
     own_graphs: bool
     """Whether TensorRT is left to capture graphs by itself, as TensorRT-RTX does."""
 
@@ -44,9 +45,6 @@ class Engine(Protocol):
         """An IExecutionContext that takes its scratch memory from the caller."""
 
     def scratch_bytes(self, profile: int) -> int: ...
-
-    def output_size(self, batch: int) -> int:
-        """Bytes of the output for so many images."""
 
     def refused(self, what: str) -> DeviceError:
         """The error for a call that TensorRT answered with False, with its own words."""
@@ -61,6 +59,18 @@ class DeviceTimes:
     compute: float
     d2h: float
     enqueue: float
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """What an output is like at one input shape. `size`: bytes."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass
@@ -79,9 +89,11 @@ class Lane:
         self._cuda = engine.cuda
         self._most = 0 if engine.own_graphs else graphs
         self.stream = self._cuda.create_stream()
-        self._input, self._output = DeviceBuffer(self._cuda), DeviceBuffer(self._cuda)
-        self._scratch = DeviceBuffer(self._cuda)
-        self._host_in, self._host_out = PinnedBuffer(self._cuda), PinnedBuffer(self._cuda)
+        self._input, self._scratch = DeviceBuffer(self._cuda), DeviceBuffer(self._cuda)
+        self._host_in = PinnedBuffer(self._cuda)
+        names = [spec.name for spec in engine.outputs]
+        self._outputs = {name: DeviceBuffer(self._cuda) for name in names}
+        self._host_out = {name: PinnedBuffer(self._cuda) for name in names}
         self._contexts: dict[int, Any] = {}
         self._captured: OrderedDict[Dims, Captured] = OrderedDict()
         self._seen: Counter[Dims] = Counter()
@@ -99,16 +111,18 @@ class Lane:
     @property
     def device_bytes(self) -> int:
         """Device memory this lane holds."""
-        return self._input.size + self._output.size + self._scratch.size
+        outputs = sum(buffer.size for buffer in self._outputs.values())
+        return self._input.size + outputs + self._scratch.size
 
-    def run(self, profile: int, images: Array) -> Array:
-        """images: (N, 3, H, W) of the engine's input type, on the host -> the output, likewise.
+    def run(self, profile: int, images: Array) -> Arrays:
+        """images: of the engine's input type and layout, on the host -> the outputs by name,
+        likewise.
 
         Raises `DeviceError`; the lane is not to be used again then.
         """
         return self._run(profile, images, ())
 
-    def run_timed(self, profile: int, images: Array) -> tuple[Array, DeviceTimes]:
+    def run_timed(self, profile: int, images: Array) -> tuple[Arrays, DeviceTimes]:
         """`run`, with an event before and after each of its three parts."""
         if not self._events:
             self._events = tuple(self._cuda.create_event() for _ in range(4))
@@ -117,15 +131,17 @@ class Lane:
         h2d, compute, d2h = (self._cuda.elapsed_ms(start, end) for start, end in pairs)
         return answer, DeviceTimes(h2d, compute, d2h, self._enqueue_ms)
 
-    def _run(self, profile: int, images: Array, events: tuple[int, ...]) -> Array:
+    def _run(self, profile: int, images: Array, events: tuple[int, ...]) -> Arrays:
         shape: Dims = images.shape
-        out_bytes = self._engine.output_size(shape[0])
-        self._reserve(profile, images.nbytes, out_bytes)
+        self._reserve(profile, images.nbytes)
         captured = self._captured.get(shape)
         context = captured.context if captured else self._context(profile)
         if captured is None:
-            self._bind(context, profile, shape, self._input.pointer, self._output.pointer)
-        out_shape = tuple(context.get_tensor_shape(self._engine.output_name))
+            self._shape(context, profile, shape)
+        made = self._output_shapes(context)
+        if captured is None:  # a graph's outputs fit where they were when it was captured
+            self._reserve_outputs(made)
+            self._address(context, self._input.pointer, self._own_outputs())
         np.copyto(self._host_in.array(shape, self._engine.input_dtype), images)
         cuda, stream = self._cuda, self.stream
         marks = iter(events)
@@ -139,22 +155,36 @@ class Lane:
             cuda.launch(captured.graph, stream)
             self._captured.move_to_end(shape)
         self._mark(marks)
-        cuda.copy_out(self._host_out.pointer, self._output.pointer, out_bytes, stream)
+        for name, one in made.items():
+            target, source = self._host_out[name], self._outputs[name]
+            cuda.copy_out(target.pointer, source.pointer, one.size, stream)
         self._mark(marks)
         self._enqueue_ms = (time.perf_counter_ns() - started) / 1e6
         cuda.synchronize(stream)
-        result = self._host_out.array(out_shape, self._engine.output_dtype).copy()
+        result = {
+            name: self._host_out[name].array(one.shape, one.dtype).copy()
+            for name, one in made.items()
+        }
         self._count(shape)
         if captured is None and self._worth_capturing(shape):
             self._capture(profile, shape)
         return result
 
-    def enqueue(self, profile: int, shape: Dims, source: int, target: int) -> None:
-        """One inference from device memory to device memory, without a copy and without a graph,
-        which would fix both addresses. Returns before it is done. Raises `DeviceError`."""
-        self._reserve(profile, 0, 0)
+    def output_shapes(self, profile: int, shape: Dims) -> dict[str, Shaped]:
+        """What the outputs will be like for that input. Raises `DeviceError`."""
+        self._reserve(profile, 0)
         context = self._context(profile)
-        self._bind(context, profile, shape, source, target)
+        self._shape(context, profile, shape)
+        return self._output_shapes(context)
+
+    def enqueue(self, profile: int, shape: Dims, source: int, targets: Mapping[str, int]) -> None:
+        """One inference from device memory to device memory, an address for each output, without a
+        copy and without a graph, which would fix the addresses. Returns before it is done. Raises
+        `DeviceError`."""
+        self._reserve(profile, 0)
+        context = self._context(profile)
+        self._shape(context, profile, shape)
+        self._address(context, source, targets)
         self._enqueue(context)
 
     def order(self, first: int, second: int) -> None:
@@ -166,18 +196,16 @@ class Lane:
         finally:
             self._cuda.destroy_event(event)  # CUDA keeps it until it has happened
 
-    def output_size(self, batch: int) -> int:
-        """Bytes of the output for so many images."""
-        return self._engine.output_size(batch)
-
     def close(self) -> None:
         """Give everything back, once its work is done."""
         with released(self._cuda):
             self._cuda.synchronize(self.stream)
         self._drop_graphs()
         self._contexts.clear()
-        for buffer in (self._input, self._output, self._scratch, self._host_in, self._host_out):
+        for buffer in (self._input, self._scratch, *self._outputs.values()):
             buffer.close()
+        for pinned in (self._host_in, *self._host_out.values()):
+            pinned.close()
         events, self._events = self._events, ()
         for event in events:
             with released(self._cuda):
@@ -185,28 +213,39 @@ class Lane:
         with released(self._cuda):
             self._cuda.destroy_stream(self.stream)
 
-    def _reserve(self, profile: int, in_bytes: int, out_bytes: int) -> None:
-        """Memory for one run. Graphs hold the old addresses, so they go where it moves."""
-        moved = [
-            buffer.reserve(size)
-            for buffer, size in (
-                (self._input, in_bytes),
-                (self._output, out_bytes),
-                (self._scratch, self._engine.scratch_bytes(profile)),
-            )
-        ]
+    def _reserve(self, profile: int, in_bytes: int) -> None:
+        """Input and scratch memory for one run. Graphs hold the old addresses, so they go where it
+        moves."""
+        scratch = self._engine.scratch_bytes(profile)
+        moved = [self._input.reserve(in_bytes), self._scratch.reserve(scratch)]
         self._host_in.reserve(in_bytes)
-        self._host_out.reserve(out_bytes)
         if any(moved):
             self._drop_graphs()
+
+    def _reserve_outputs(self, made: Mapping[str, Shaped]) -> None:
+        """Likewise for the outputs, whose shapes a context tells."""
+        moved = [self._outputs[name].reserve(one.size) for name, one in made.items()]
+        for name, one in made.items():
+            self._host_out[name].reserve(one.size)
+        if any(moved):
+            self._drop_graphs()
+
+    def _own_outputs(self) -> dict[str, int]:
+        return {name: buffer.pointer for name, buffer in self._outputs.items()}
+
+    def _output_shapes(self, context: Any) -> dict[str, Shaped]:
+        return {
+            spec.name: Shaped(tuple(map(int, context.get_tensor_shape(spec.name))), spec.dtype)
+            for spec in self._engine.outputs
+        }
 
     def _context(self, profile: int) -> Any:
         if profile not in self._contexts:
             self._contexts[profile] = self._engine.create_context()
         return self._contexts[profile]
 
-    def _bind(self, context: Any, profile: int, shape: Dims, source: int, target: int) -> None:
-        """Tell a context its scratch memory, profile, shape and addresses."""
+    def _shape(self, context: Any, profile: int, shape: Dims) -> None:
+        """Tell a context its scratch memory, profile and shape."""
         engine = self._engine
         if hasattr(context, "set_device_memory"):
             context.set_device_memory(self._scratch.pointer, self._scratch.size)
@@ -224,9 +263,12 @@ class Lane:
             raise engine.refused(f"to infer shapes from {shape}") from error
         if missing:
             raise engine.refused(f"to infer the shapes of {', '.join(missing)}")
-        for name, pointer in ((engine.input_name, source), (engine.output_name, target)):
+
+    def _address(self, context: Any, source: int, targets: Mapping[str, int]) -> None:
+        """Tell a context where the input is and the outputs go."""
+        for name, pointer in {self._engine.input_name: source, **targets}.items():
             if not context.set_tensor_address(name, pointer):
-                raise engine.refused(f"the address of {name}")
+                raise self._engine.refused(f"the address of {name}")
 
     def _enqueue(self, context: Any) -> None:
         if not context.execute_async_v3(self.stream):
@@ -259,7 +301,8 @@ class Lane:
         cuda, engine = self._cuda, self._engine
         try:
             context = engine.create_context()
-            self._bind(context, profile, shape, self._input.pointer, self._output.pointer)
+            self._shape(context, profile, shape)
+            self._address(context, self._input.pointer, self._own_outputs())
             # The first enqueue after a change of shape does work that must not be in the graph.
             self._enqueue(context)
             cuda.synchronize(self.stream)

@@ -1,9 +1,9 @@
-"""Images that are on the GPU already -> logits that stay there, without a copy."""
+"""Images that are on the GPU already -> outputs that stay there, without a copy."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,15 +52,16 @@ class _Result:
 def run_on_device(
     lane: Lane,
     cuda: Cuda,
-    wanted: tuple[Wanted, Wanted],
+    wanted: Wanted,
     profile: Callable[[tuple[int, ...]], int],
     images: object,
-    out: object | None,
+    out: Mapping[str, object],
     stream: object | None,
-) -> DeviceArray:
+) -> dict[str, DeviceArray]:
     """One inference on the lane, between other people's tensors; see `Session.run_on_device`.
 
-    wanted: of the input and the output. profile: the one for a shape, or `ShapeError`.
+    wanted: of the input. profile: the one for a shape, or `ShapeError`. out: where outputs go, by
+    name; the others get memory of their own.
     """
     caller = None if stream is None else stream_handle(stream)
 
@@ -68,20 +69,29 @@ def run_on_device(
         lane.order(other, lane.stream)
 
     source = borrow(images, lane.stream, wait=wait)
-    _check(source, wanted[0], cuda)
+    _check(source, wanted, cuda)
     index = profile(source.shape)
-    shape = (source.shape[0], *wanted[1].shape[1:])
-    if out is None:
-        buffer = DeviceBuffer(cuda)
-        buffer.reserve(lane.output_size(source.shape[0]))
-        pointer, owner = buffer.pointer, buffer
-    else:
-        target = borrow(out, lane.stream, wait=wait)
-        _check(target, Wanted(wanted[1].what, wanted[1].dtype, shape), cuda)
-        pointer, owner = target.pointer, target  # type: ignore[assignment]  # whatever keeps it alive
+    made = lane.output_shapes(index, source.shape)  # type: ignore[arg-type]  # four axes, by `profile`
+    foreign = [name for name in out if name not in made]
+    if foreign:
+        raise InputError(f"the engine has no output {foreign[0]!r}, but {', '.join(made)}")
+    pointers: dict[str, int] = {}
+    owners: list[object] = []
+    for name, one in made.items():
+        if name in out:
+            target = borrow(out[name], lane.stream, wait=wait)
+            what = "output" if len(made) == 1 else f"output {name}"
+            _check(target, Wanted(what, one.dtype, one.shape), cuda)
+            pointers[name] = target.pointer
+            owners.append(target)
+        else:
+            buffer = DeviceBuffer(cuda)
+            buffer.reserve(one.size)
+            pointers[name] = buffer.pointer
+            owners.append(buffer)
     if caller is not None:
         lane.order(caller, lane.stream)
-    lane.enqueue(index, source.shape, source.pointer, pointer)  # type: ignore[arg-type]  # four axes, by `profile`
+    lane.enqueue(index, source.shape, source.pointer, pointers)  # type: ignore[arg-type]  # as above
     done = 0
     if caller is None:
         cuda.synchronize(lane.stream)
@@ -89,11 +99,14 @@ def run_on_device(
         done = cuda.create_event()
         cuda.record(done, lane.stream)
         cuda.wait(caller, done)
-    result = _Result(cuda, (source, owner), done)
-    return DeviceArray(
-        pointer, shape, wanted[1].dtype, cuda.device_type, cuda.ordinal, caller or 0, result,
-        result.order,
-    )  # fmt: skip
+    result = _Result(cuda, (source, *owners), done)
+    return {
+        name: DeviceArray(
+            pointers[name], one.shape, one.dtype, cuda.device_type, cuda.ordinal, caller or 0,
+            result, result.order,
+        )
+        for name, one in made.items()
+    }  # fmt: skip
 
 
 def stream_handle(stream: Any) -> int:

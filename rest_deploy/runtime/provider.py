@@ -47,4 +47,5 @@ def provider_for(
         timings=base,
         profiles=fit.profiles if fit else default_profiles(metadata.card.preprocessing),
         input_name=metadata.input_name,
+        input_kind=metadata.input_kind,
     )

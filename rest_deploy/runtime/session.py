@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rest_deploy.artifact import Sidecar, parse_metadata, read_sidecar
-from rest_deploy.contracts import SMALLEST_SIDE, Dims, ModelMetadata, Runner
+from rest_deploy.contracts import Dims, ModelMetadata, Runner
 from rest_deploy.engine.onnxruntime import OnnxRuntimeRunner
 from rest_deploy.engine.openvino import metadata_json
-from rest_deploy.errors import ArtifactError, InputError, ShapeError
+from rest_deploy.errors import ArtifactError, InputError
+from rest_deploy.layout import layout_of
+from rest_deploy.preprocess import feed
 from rest_deploy.runtime.backend import backend_for, open_openvino
 from rest_deploy.runtime.provider import provider_for
 from rest_deploy.runtime.specialize import ShapeLimits, SpecializingRunner
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from rest_deploy.runtime.tensorrt import GpuOptions
 
 Float32 = npt.NDArray[np.float32]
+Images = npt.NDArray[np.generic]
+"""As the model takes them: (N, 3, H, W) float32, normalized, or (N, H, W, 3) uint8, RGB; H and W
+of at least 32. `ModelMetadata.input_kind` says which."""
 
 
 class Session:
@@ -125,44 +130,80 @@ class Session:
         runner = open_engine(content, flavour, options, path, here.sm)
         return cls(runner, metadata, path, sidecar)
 
-    def run(self, images: Float32) -> Float32:
-        """images: (N, 3, H, W) float32, normalized, H and W >= 32 -> logits (N, num_classes).
+    def run(self, images: Images) -> Float32:
+        """images: as `Images` -> the first output, of a classifier logits (N, num_classes).
 
         Raises `ShapeError`, `DeviceError`.
         """
-        check_images(images)
-        feed = np.ascontiguousarray(images, dtype=self.runner.inputs[0].dtype)
-        outputs = self.runner.infer({self.runner.inputs[0].name: feed})
-        return outputs[self.runner.outputs[0].name].astype(np.float32, copy=False)
+        return self._infer(images, (self.metadata.output_name,))[self.metadata.output_name]
+
+    def run_all(self, images: Images) -> dict[str, Float32]:
+        """images: as `Images` -> every output by name, in the order of `metadata.gives`.
+
+        logits, probabilities (N, num_classes); embedding (N, C); c2 to c5 (N, C, H/stride,
+        W/stride), rounded up. Raises `ShapeError`, `DeviceError`.
+        """
+        return self._infer(images, [output.name for output in self.metadata.gives])
+
+    def run_normalized(self, images: Float32) -> dict[str, Float32]:
+        """`run_all` of normalized images (N, 3, H, W), whatever the model takes: one that takes
+        pixels is given those they were made of. Raises `ImageError` where there are none."""
+        return self.run_all(self.feed(images))
+
+    def feed(self, images: Float32) -> Images:
+        """Normalized images (N, 3, H, W) as the model takes them; see `preprocess.feed`."""
+        return feed(images, self.metadata.input_kind, self.metadata.card.preprocessing)
+
+    def _infer(self, images: Images, names: Iterable[str]) -> dict[str, Float32]:
+        layout_of(self.metadata.input_kind).check(images)
+        spec = self.runner.inputs[0]
+        outputs = self.runner.infer({spec.name: np.ascontiguousarray(images, dtype=spec.dtype)})
+        return {name: outputs[name].astype(np.float32, copy=False) for name in names}
 
     def warm_up(self, shapes: Iterable[Dims]) -> None:
-        """Make it ready for these input shapes (batch, 3, height, width), so that their first
-        requests are as fast as later ones: OpenVINO compiles for each, others run once.
+        """Make it ready for images of these shapes (batch, 3, height, width), whatever its layout,
+        so that their first requests are as fast as later ones: OpenVINO compiles for each, others
+        run once.
 
         Requests of other threads go on meanwhile. Raises `ShapeError`, and `InputError` for more
         shapes than OpenVINO keeps compiled.
         """
-        wanted = list(shapes)
+        layout = layout_of(self.metadata.input_kind)
+        wanted = [layout.shape(shape) for shape in shapes]
         for shape in wanted:
-            check_images(np.broadcast_to(np.float32(0), shape))
+            layout.check(np.broadcast_to(np.zeros((), layout.dtype), shape))
         if isinstance(self.runner, SpecializingRunner):
             self.runner.warm_up(wanted)
             return
         for shape in wanted:
-            self.run(np.zeros(shape, np.float32))
+            self.run(np.zeros(shape, layout.dtype))
 
     def run_on_device(
         self, images: object, *, out: object | None = None, stream: object | None = None
     ) -> DeviceArray:
-        """Logits on the GPU from images on the GPU, without a copy; for engines of TensorRT.
+        """The first output on the GPU from images on the GPU, without a copy; for engines of
+        TensorRT.
 
-        images: (N, 3, H, W), contiguous, of the engine's input type, anything with DLPack or the
-        CUDA Array Interface (torch, CuPy, JAX, Numba). out: where the logits go, (N, num_classes)
-        of the output type; None: memory of their own. The answer is taken without a copy too, e.g.
-        by `torch.from_dlpack`. stream: the caller's, as a number or an object: its earlier work is
-        waited for, its later work finds the logits, and this call returns at once; None: it returns
-        when they are there. Raises `ShapeError`, `InputError`, `DeviceError`.
+        images: (N, 3, H, W), or (N, H, W, 3) uint8 where the model takes pixels, contiguous, of the
+        engine's input type, anything with DLPack or the CUDA Array Interface (torch, CuPy, JAX,
+        Numba). out: where it goes, of the output's shape and type; None: memory of its own. The
+        answer is taken without a copy too, e.g. by `torch.from_dlpack`. stream: the caller's, as a
+        number or an object: its earlier work is waited for, its later work finds the answer, and
+        this call returns at once; None: it returns when it is there. Raises `ShapeError`,
+        `InputError`, `DeviceError`.
         """
+        name = self.metadata.output_name
+        return self.run_all_on_device(images, out=None if out is None else {name: out},
+                                      stream=stream)[name]  # fmt: skip
+
+    def run_all_on_device(
+        self,
+        images: object,
+        *,
+        out: Mapping[str, object] | None = None,
+        stream: object | None = None,
+    ) -> dict[str, DeviceArray]:
+        """`run_on_device` with every output by name. out: where some of them go."""
         from rest_deploy.runtime.tensorrt import TensorRtRunner
 
         if not isinstance(self.runner, TensorRtRunner):
@@ -170,7 +211,7 @@ class Session:
                 f"{self.path} runs on {self.runner.backend}, which takes arrays of the host",
                 hint="Session.run; an engine of build-engine --backend tensorrt runs on the GPU",
             )
-        return self.runner.infer_on_device(images, out, stream)
+        return self.runner.infer_on_device(images, out or {}, stream)
 
     def close(self) -> None:
         """Give back what the engine holds, after the calls that run; no call may follow."""
@@ -197,14 +238,3 @@ def _metadata_of(export: Path) -> ModelMetadata:
             hint="rest-deploy export",
         )
     return sidecar.metadata
-
-
-def check_images(images: Float32) -> None:
-    """Raise `ShapeError` unless `images` is (N, 3, H, W) float32 with N > 0, H and W >= 32."""
-    shape, dtype = np.shape(images), getattr(images, "dtype", type(images).__name__)
-    fits = len(shape) == 4 and shape[0] > 0 and shape[1] == 3 and min(shape[2:]) >= SMALLEST_SIDE
-    if not fits or dtype != np.float32:
-        raise ShapeError(
-            f"got {dtype} of shape {shape}; expected float32 (batch, 3, height, width) with "
-            f"height and width of at least {SMALLEST_SIDE}"
-        )

@@ -132,7 +132,7 @@ class SpecializingRunner:
         compiled: Callable[[Dims], Runner],
         limits: ShapeLimits = DEFAULT_LIMITS,
     ) -> None:
-        """compiled: makes the runner for one shape (batch, 3, height, width)."""
+        """compiled: makes the runner for one shape of the input."""
         self.dynamic = dynamic
         self.backend, self.inputs, self.outputs = dynamic.backend, dynamic.inputs, dynamic.outputs
         self._compiled = compiled

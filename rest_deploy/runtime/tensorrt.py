@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rest_deploy.contracts import Dims, Profile, TensorSpec
+from rest_deploy.contracts import Profile, TensorSpec
 from rest_deploy.engine import tensorrt
 from rest_deploy.engine.profiles import profile_for
 from rest_deploy.engine.tensorrt import Flavour
@@ -25,6 +25,7 @@ from rest_deploy.errors import (
     InputError,
     ShapeError,
 )
+from rest_deploy.layout import layout_of_type
 from rest_deploy.runtime.cuda import Cuda, open_cuda
 from rest_deploy.runtime.exchange import DeviceArray
 from rest_deploy.runtime.execution import DeviceTimes, Lane
@@ -137,7 +138,7 @@ class TensorRtRunner:
                 if not self._do_with_fewer(error):
                     raise
         self._keep_kernels(images.shape)
-        return {self.output_name: answer}
+        return answer
 
     def infer_timed(
         self, feeds: Mapping[str, npt.NDArray[np.generic]]
@@ -148,16 +149,13 @@ class TensorRtRunner:
         with self._lane() as lane:
             answer, times = lane.run_timed(profile, images)
         self._keep_kernels(images.shape)
-        return {self.output_name: answer}, times
+        return answer, times
 
     def infer_on_device(
-        self, images: object, out: object | None, stream: object | None
-    ) -> DeviceArray:
-        """See `Session.run_on_device`."""
-        wanted = (
-            Wanted("input", self.input_dtype, (-1, 3, -1, -1)),
-            Wanted("output", self.output_dtype, (-1, int(self.outputs[0].shape[1]))),
-        )
+        self, images: object, out: Mapping[str, object], stream: object | None
+    ) -> dict[str, DeviceArray]:
+        """See `Session.run_all_on_device`."""
+        wanted = Wanted("input", self.input_dtype, self._layout.shape((-1, 3, -1, -1)))
         with self._lane() as lane:
             answer = run_on_device(lane, self.cuda, wanted, self._profile, images, out, stream)
         return answer
@@ -193,10 +191,6 @@ class TensorRtRunner:
 
     def scratch_bytes(self, profile: int) -> int:
         return int(self._engine.get_device_memory_size_for_profile_v2(profile))
-
-    def output_size(self, batch: int) -> int:
-        classes = self.outputs[0].shape[1]
-        return batch * int(classes) * np.dtype(self.output_dtype).itemsize
 
     def refused(self, what: str) -> DeviceError:
         return DeviceError(f"TensorRT refused {what}: {self._log.last()}")
@@ -250,28 +244,32 @@ class TensorRtRunner:
                 )
             )
         self.inputs, self.outputs = tuple(specs[True]), tuple(specs[False])
-        ranks = [len(spec.shape) for spec in (*self.inputs, *self.outputs)]
-        if ranks != [4, 2] or any(spec.dtype not in DTYPES.values() for spec in self.inputs):
+        ranks = [len(spec.shape) for spec in self.inputs]
+        makes = {len(spec.shape) for spec in self.outputs}
+        known = all(spec.dtype in DTYPES.values() for spec in (*self.inputs, *self.outputs))
+        if ranks != [4] or not makes or not makes <= {2, 4} or not known:
             found = ", ".join(f"{spec.name} {spec.dtype} {spec.shape}"
                               for spec in (*self.inputs, *self.outputs))  # fmt: skip
             raise ArtifactError(
-                f"expected an engine from images (N, 3, H, W) to logits (N, classes), got {found}"
+                "expected an engine from images to vectors (N, C) and maps (N, C, H, W), got "
+                f"{found}"
             )
-        self.input_name, self.output_name = self.inputs[0].name, self.outputs[0].name
-        self.input_dtype, self.output_dtype = self.inputs[0].dtype, self.outputs[0].dtype
+        self.input_name, self.input_dtype = self.inputs[0].name, self.inputs[0].dtype
+        self._layout = layout_of_type(self.input_dtype)
 
     def _read_profiles(self) -> tuple[Profile, ...]:
         engine, found = self._engine, []
         for index in range(engine.num_optimization_profiles):
             shapes = engine.get_tensor_profile_shape(self.input_name, index)
-            low, middle, high = map(_dims, shapes)
+            low, middle, high = (self._layout.dims(tuple(shape)) for shape in shapes)
             found.append(Profile(minimum=low, optimum=middle, maximum=high))
         return tuple(found)
 
     def _profile(self, shape: tuple[int, ...]) -> int:
-        if len(shape) != 4 or shape[1] != 3:
-            raise ShapeError(f"got images of shape {shape}; expected (batch, 3, height, width)")
-        return profile_for(self.profiles, shape)
+        dims = self._layout.dims(shape)
+        if dims[1] != 3:
+            raise ShapeError(f"got images of shape {shape}; expected {self._layout.words}")
+        return profile_for(self.profiles, dims)
 
     @contextmanager
     def _lane(self) -> Iterator[Lane]:
@@ -331,8 +329,3 @@ class TensorRtRunner:
         with self._changed:
             self._idle.append(lane)
             self._changed.notify_all()
-
-
-def _dims(shape: Iterable[int]) -> Dims:
-    batch, channels, height, width = map(int, shape)
-    return (batch, channels, height, width)

@@ -20,9 +20,10 @@ import numpy.typing as npt
 from rest_deploy.artifact import sha256_file
 from rest_deploy.contracts import Dims, Preprocessing
 from rest_deploy.errors import ArtifactError, ImageError, RestDeployError, ShapeError
+from rest_deploy.layout import FLOAT
 from rest_deploy.preprocess import load_image, normalize, to_pixels
 from rest_deploy.runtime.classifier import best
-from rest_deploy.runtime.session import Session, check_images
+from rest_deploy.runtime.session import Session
 from rest_deploy.serve.triton_config import ModelConfig, Warmup
 
 Float32 = npt.NDArray[np.float32]
@@ -131,7 +132,7 @@ def run_together(
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, images in enumerate(requests):
         try:
-            check_images(images)
+            FLOAT.check(images)
         except ShapeError as error:
             answers[index] = error
         else:

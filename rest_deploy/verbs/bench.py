@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections import Counter as Tally
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from rest_deploy import __version__, photos
-from rest_deploy.artifact import TEMPORARY_PREFIX, Sidecar, newest, read_sidecar
 from rest_deploy.bench import ceilings as machine
 from rest_deploy.bench import environment, measure, roofline, store, verdict
 from rest_deploy.bench.explain import explain
-from rest_deploy.bench.plan import Measured, Plan, Subject, UInt8, sweep
+from rest_deploy.bench.plan import (
+    Measured,
+    Plan,
+    Subject,
+    UInt8,
+    noise_images,
+    pixel_noise,
+    sweep,
+)
 from rest_deploy.bench.record import (
     Accuracy,
     BlockTime,
@@ -34,18 +40,21 @@ from rest_deploy.contracts import Dims, ModelMetadata, Struct
 from rest_deploy.errors import (
     ArtifactError,
     CheckpointError,
-    InputError,
     RestDeployError,
     installed,
 )
 from rest_deploy.runtime.session import Session
-from rest_deploy.verbs.gate import GateData, gate_data, reference_logits
-from rest_deploy.verbs.judge import logits_of
+from rest_deploy.verbs.engines import Found, find
+from rest_deploy.verbs.gate import GateData, gate_data, reference_answers
+from rest_deploy.verbs.judge import answers_of
 from rest_deploy.verbs.norms import norm_errors
 from rest_deploy.verbs.progress import Counter, Progress, silent, step, uncounted
 from rest_deploy.verbs.sensitivity import last_sensitivity
-from rest_deploy.verify import metrics
+from rest_deploy.verify.distances import distances
 from rest_deploy.verify.parity import load_reference
+
+Answers = dict[str, npt.NDArray[np.floating]]
+"""Every output by name."""
 
 PYTORCH = "PyTorch fp32"
 WARM_UP = 2.0
@@ -73,84 +82,6 @@ class BenchWishes:
     profile: bool = True
     cold_start: bool = True
     checkpoint: Path | None = None
-
-
-@dataclass(frozen=True)
-class Found:
-    """An engine of the workspace."""
-
-    path: Path
-    label: str
-    metadata: ModelMetadata
-    sidecar: Sidecar
-
-
-def find(engines: Sequence[Path], workspace: Path) -> tuple[list[Found], list[str]]:
-    """engines: as named; none: all of the workspace with the weights of its newest export. Returns
-    them, the export first, and a note for each that was left out.
-
-    Raises `InputError` when there is none, `ArtifactError` for a named one that is damaged.
-    """
-    notes: list[str] = []
-    if engines:
-        read = [(path, _sidecar(path)) for path in engines]
-    else:
-        export = newest(workspace, ".onnx")
-        read = [(export, _sidecar(export))]
-        state = read[0][1].metadata.weights.state_sha256
-        for path in _artifacts(workspace):
-            if path == export:
-                continue
-            try:
-                sidecar = _sidecar(path)
-            except ArtifactError as error:
-                notes.append(f"left out: {error.message}")
-                continue
-            if sidecar.metadata.weights.state_sha256 != state:
-                notes.append(f"left out: {path.name} has other weights than {export.name}")
-            else:
-                read.append((path, sidecar))
-    states = {sidecar.metadata.weights.state_sha256 for _, sidecar in read}
-    if len(states) > 1:
-        raise InputError("these engines have different weights: nothing to compare them by")
-    return _labelled(read), notes
-
-
-def _artifacts(workspace: Path) -> list[Path]:
-    found = (*workspace.glob("*.onnx"), *workspace.glob("*.engine"))
-    return sorted(path for path in found if not path.name.startswith(TEMPORARY_PREFIX))
-
-
-def _sidecar(path: Path) -> Sidecar:
-    if not path.is_file():
-        raise ArtifactError(f"no such engine: {path}", hint="rest-deploy build-engine --int8")
-    sidecar = read_sidecar(path)
-    if sidecar is None:
-        raise ArtifactError(f"{path} has no sidecar: nothing says what it is")
-    return sidecar
-
-
-def _labelled(read: Sequence[tuple[Path, Sidecar]]) -> list[Found]:
-    """ "int8 onnxruntime", with the file's name where two would be called the same."""
-    names = [_label(sidecar) for _, sidecar in read]
-    counts = Tally(names)
-    return [
-        Found(
-            path=path,
-            label=name if counts[name] == 1 else f"{name} ({path.name})",
-            metadata=sidecar.metadata,
-            sidecar=sidecar,
-        )
-        for name, (path, sidecar) in zip(names, read, strict=True)
-    ]
-
-
-def _label(sidecar: Sidecar) -> str:
-    build = sidecar.build
-    if build is None:
-        return "fp32 export"
-    through = f"-{build.provider}" if build.provider else ""
-    return f"{build.precision} {build.backend}{through}"
 
 
 class BenchReport(Struct, frozen=True):
@@ -181,7 +112,7 @@ def bench(
     data = gate_data(metadata, None, wishes.images)
     source = Session.open(found[0].path)
     with step(progress, f"asked PyTorch for its answers to {len(data.images)} images"):
-        expected, name = reference_logits(source, data.images, wishes.checkpoint)
+        expected, name = reference_answers(source, data.images, wishes.checkpoint)
     notes.append(f"accuracy: {data.source}, against {name}")
     here = environment.examine()
     subjects = [Subject(one.label, _opener(one.path)) for one in found]
@@ -193,7 +124,8 @@ def bench(
             norms = norm_errors(source, eager(wishes.threads[0]), wishes.checkpoint, command)
     if eager is not None:
         subjects.insert(0, Subject(PYTORCH, eager))
-    compared = measure.compare(subjects, _plan(wishes, metadata), counter)
+    plan = _plan(wishes, metadata, pixels=any(one.metadata.input_kind == "uint8" for one in found))
+    compared = measure.compare(subjects, plan, counter)
     ceilings = _ceilings(found, wishes, progress)
     by_label = {one.label: one for one in found}
     results = []
@@ -208,9 +140,7 @@ def bench(
             )  # fmt: skip
         else:
             with step(progress, f"examined {one.label}"):
-                results.append(
-                    _examined(one, measured, data, np.asarray(expected), ceilings, wishes)
-                )
+                results.append(_examined(one, measured, data, expected, ceilings, wishes))
         notes += [f"{measured.label}, skipped: {words}" for words in measured.skipped]
     with step(progress, "compared the times with the counted work"):
         growth = _growth(found, results)
@@ -267,13 +197,14 @@ def _eager(
     def open_engine(threads: int) -> Engine:
         from rest_deploy.model.eager import Eager
 
-        return Eager(module, threads)
+        return Eager(module, threads, metadata.gives)
 
     return open_engine
 
 
-def _plan(wishes: BenchWishes, metadata: ModelMetadata) -> Plan:
-    """Every batch and size alone; several in flight and end to end with one image."""
+def _plan(wishes: BenchWishes, metadata: ModelMetadata, *, pixels: bool) -> Plan:
+    """Every batch and size alone; several in flight and end to end with one image. pixels: some
+    engine takes them, so that all are given noise that pixels can make."""
     preprocessing = metadata.card.preprocessing
     sizes = wishes.sizes or ((preprocessing.crop, preprocessing.crop),)
     points = list(sweep(wishes.batches, sizes, ("isolated",), wishes.threads))
@@ -295,9 +226,10 @@ def _plan(wishes: BenchWishes, metadata: ModelMetadata) -> Plan:
             min_seconds=min(0.5, wishes.seconds),
         ),
         warmup_seconds=min(WARM_UP, wishes.seconds),
-        classes=metadata.num_classes,
+        classes=metadata.gives[0].channels,
         photos=pictures,
         preprocessing=preprocessing,
+        images=pixel_noise(preprocessing) if pixels else noise_images,
     )
 
 
@@ -305,7 +237,7 @@ def _examined(
     one: Found,
     measured: Measured,
     data: GateData,
-    expected: npt.NDArray[np.floating],
+    expected: Answers,
     ceilings: Ceilings | None,
     wishes: BenchWishes,
 ) -> EngineResult:
@@ -364,17 +296,18 @@ def _on_cpu(one: Found) -> bool:
     return one.path.suffix == ".onnx" and (build is None or build.provider in ("", "cpu"))
 
 
-def _accuracy(one: Found, data: GateData, expected: npt.NDArray[np.floating]) -> Accuracy:
+def _accuracy(one: Found, data: GateData, expected: Answers) -> Accuracy:
     """Against the reference. Raises `ArtifactError` for what no engine may answer."""
     with Session.open(one.path) as session:
-        actual = logits_of(session, data.images)
-    if not np.isfinite(actual).all():
+        actual = answers_of(session, data.images)
+    if not all(np.isfinite(answer).all() for answer in actual.values()):
         raise ArtifactError("answers NaN or infinity to real images")
+    found = [distances(o, expected[o.name], actual[o.name]) for o in one.metadata.gives]
     return Accuracy(
-        images=len(actual),
-        relative_error=metrics.relative_error(expected, actual),
-        agreement=metrics.agreement(expected, actual),
-        kl=metrics.kl_divergence(expected, actual),
+        images=len(data.images),
+        relative_error=max(distance.relative_error for distance in found),
+        agreement=next((d.agreement for d in found if d.agreement is not None), None),
+        kl=next((d.kl for d in found if d.kl is not None), None),
     )
 
 

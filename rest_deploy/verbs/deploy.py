@@ -16,6 +16,7 @@ from rest_deploy.cards import available, load_card
 from rest_deploy.contracts import InstanceNormForm, Struct
 from rest_deploy.engine.backends import choose
 from rest_deploy.errors import InputError
+from rest_deploy.signature import InputKind, OutputKind
 from rest_deploy.verbs import engine, openvino
 from rest_deploy.verbs.bench import BenchWishes, bench
 from rest_deploy.verbs.build import build_engine
@@ -44,6 +45,9 @@ class ExportWishes:
     input_size: int | None = None
     resize: int | None = None
     seed: int = 0
+    outputs: tuple[OutputKind, ...] = ()
+    unit_length: bool = False
+    input_kind: InputKind = "float"
 
 
 class Step(Struct, frozen=True):
@@ -143,6 +147,9 @@ def deploy(
             input_size=wanted.input_size,
             resize=wanted.resize,
             seed=wanted.seed,
+            outputs=wanted.outputs,
+            unit_length=wanted.unit_length,
+            input_kind=wanted.input_kind,
             progress=progress,
         )
         run.warnings.extend(report.warnings)
@@ -239,7 +246,8 @@ def _summary(file: Path) -> str:
     if sidecar.build is None or sidecar.build.gate is None:
         return "no accuracy gate"
     checks = {check.name: check.value for check in sidecar.build.gate.checks}
-    error, agreement = checks["relative logit error"], checks.get("top-1 agreement")
+    errors = [value for name, value in checks.items() if name.startswith("relative ")]
+    error, agreement = max(errors), checks.get("top-1 agreement")
     agrees = "" if agreement is None else f", agreement {agreement:.1%}"
     return f"relative error {error:.1e}{agrees}, of {sidecar.build.gated}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,17 @@ from rest_deploy.artifact import Parity, Sidecar, data_sha256, publish, sha256_f
 from rest_deploy.cards import load_card, read_labels
 from rest_deploy.contracts import InstanceNormForm, ModelCard, ModelMetadata, Struct
 from rest_deploy.errors import CheckpointError, InputError, VerificationError, require
+from rest_deploy.signature import InputKind, OutputKind, kinds_of, outputs_for
 from rest_deploy.verbs.progress import Progress, silent, step
 from rest_deploy.verbs.source import choose
-from rest_deploy.verify.parity import Case, CaseResult, bound, compare, synthetic_images
+from rest_deploy.verify.parity import (
+    Case,
+    CaseResult,
+    bound,
+    compare,
+    images_for,
+    synthetic_images,
+)
 
 if TYPE_CHECKING:
     from rest_deploy.model.reference import Reference
@@ -60,10 +69,17 @@ def export(
     input_size: int | None = None,
     resize: int | None = None,
     seed: int = 0,
+    outputs: Sequence[OutputKind] = (),
+    unit_length: bool = False,
+    input_kind: InputKind = "float",
     progress: Progress = silent,
 ) -> ExportReport:
     """Checkpoint -> checked ONNX file and sidecar in `output_dir`. variant: a name or a card; None:
     told from the checkpoint's names and shapes.
+
+    outputs: what the graph gives, in order; none: logits, or without a head the embedding.
+    unit_length: the embedding has L2 norm 1. input_kind: "uint8" takes pixels and normalizes them
+    in the graph. docs/outputs.md.
 
     The file gets its name after onnx.checker, loading in ONNX Runtime and parity with the float64
     reference at several sizes; until then, and on any error, what was there stays.
@@ -82,6 +98,7 @@ def export(
         from rest_deploy.graph import export as graph_export
         from rest_deploy.model.checkpoint import load_model
         from rest_deploy.model.deploy import to_deploy
+        from rest_deploy.model.outputs import Outputs, takes
         from rest_deploy.model.reference import Reference
     with step(progress, "loaded the weights"):
         source = choose(
@@ -90,11 +107,10 @@ def export(
         card = source.card
         _check_form(instance_norm, card)
         loaded = load_model(card, source.checkpoint, num_classes=num_classes, seed=seed)
+    wanted = tuple(outputs)
     if not loaded.pooled:
-        raise CheckpointError(
-            f"{checkpoint} has neither a head nor the norm before it: it gives feature maps, no "
-            "embedding and no logits"
-        )
+        wanted = _of_maps(wanted, checkpoint)
+    given = outputs_for(wanted, card.architecture, loaded.num_classes, unit_length=unit_length)
     used_opset = graph_export.DEFAULT_OPSET if opset is None else opset
     metadata = ModelMetadata(
         schema=1,
@@ -104,23 +120,30 @@ def export(
         labels=_labels(labels, loaded.labels, card.head.labels, card.head.num_classes,
                        loaded.num_classes),
         input_name="image",
-        output_name="logits" if loaded.num_classes else "embedding",
+        output_name=given[0].name,
         instance_norm=instance_norm,
         opset=used_opset,
         weights=loaded.weights,
         tools=graph_export.tool_versions(),
+        outputs=given,
+        input_kind=input_kind,
     )  # fmt: skip
     with staging(output_dir) as folder:
         with step(progress, "rewrote and traced the model"):
             deployed, rewrites = to_deploy(loaded.module, instance_norm)
-            graph, passes = graph_export.trace(deployed, used_opset, metadata.output_name)
+            graph, passes = graph_export.trace(
+                Outputs(deployed, given, takes(input_kind, card.preprocessing)),
+                used_opset,
+                [output.name for output in given],
+                input_kind,
+            )
         target = output_dir / file_name(metadata)
         staged = folder / target.name
         with step(progress, "wrote and checked the ONNX file"):
             graph_export.describe(graph, msgspec.json.encode(metadata).decode())
             graph_export.save(graph, staged)
         with step(progress, "compared with PyTorch in float64"):
-            results, warnings = _prove(staged, metadata, Reference(loaded.module))
+            results, warnings = _prove(staged, metadata, Reference(loaded.module, outputs=given))
         sidecar = Sidecar(
             schema=1,
             kind="onnx",
@@ -132,21 +155,25 @@ def export(
                 reference="float64",
                 relative_error=max(result.relative_error for result in results),
                 max_abs_error=max(result.max_abs_error for result in results),
-                agreement=min(result.agreement for result in results),
+                agreement=min(
+                    (result.agreement for result in results if result.agreement is not None),
+                    default=None,
+                ),
                 bound=bound(metadata),
-                cases=tuple(str(result.case) for result in results),
+                cases=tuple(dict.fromkeys(str(result.case) for result in results)),
             ),
             passes={**rewrites, **passes},
             data_sha256=data_sha256(staged),
             command=_command(
                 variant if isinstance(variant, str) else card.variant,
-                checkpoint,
-                checkpoint_key,
-                instance_norm,
-                used_opset,
-                num_classes,
-                input_size,
-                resize,
+                metadata,
+                {
+                    "--checkpoint": checkpoint,
+                    "--checkpoint-key": checkpoint_key,
+                    "--num-classes": num_classes,
+                    "--input-size": input_size,
+                    "--resize": resize,
+                },
             ),
         )
         publish(staged, target, sidecar)
@@ -163,6 +190,17 @@ def export(
     )
 
 
+def _of_maps(outputs: tuple[OutputKind, ...], checkpoint: Path | None) -> tuple[OutputKind, ...]:
+    """What a backbone without the norm before the pooling gives: feature maps, and nothing else."""
+    if set(outputs) - {"features"}:
+        raise CheckpointError(
+            f"{checkpoint} has neither a head nor the norm before it: it gives feature maps, no "
+            "embedding and no logits",
+            hint="--output features",
+        )
+    return ("features",)
+
+
 def _check_form(instance_norm: InstanceNormForm, card: ModelCard) -> None:
     """Raise `InputError` where one is asked for and the variant has no such norm."""
     if instance_norm != "folded" and not card.architecture.attention_norm:
@@ -173,9 +211,22 @@ def _check_form(instance_norm: InstanceNormForm, card: ModelCard) -> None:
 
 
 def file_name(metadata: ModelMetadata) -> str:
-    """rest_lite.onnx; other InstanceNorm forms carry theirs: rest_lite.native.onnx."""
-    form = "" if metadata.instance_norm == "folded" else f".{metadata.instance_norm}"
-    return f"{metadata.card.name}{form}.onnx"
+    """rest_lite.onnx for logits, or the embedding of a model without a head, of normalized images.
+
+    What differs is told, in this order: rest_lite.native.onnx (the InstanceNorm's form),
+    rest_lite.logits+embedding.onnx, rest_lite.unit-embedding.onnx, rest_lite.features.uint8.onnx.
+    """
+    parts = [metadata.card.name]
+    if metadata.instance_norm != "folded":
+        parts.append(metadata.instance_norm)
+    usual = outputs_for((), metadata.card.architecture, metadata.num_classes)
+    if metadata.gives != usual:
+        unit = any(output.unit_length for output in metadata.gives)
+        words = {"embedding": "unit-embedding"} if unit else {}
+        parts.append("+".join(words.get(kind, kind) for kind in kinds_of(metadata.gives)))
+    if metadata.input_kind != "float":
+        parts.append(metadata.input_kind)
+    return ".".join([*parts, "onnx"])
 
 
 def _prove(
@@ -188,7 +239,8 @@ def _prove(
     side = metadata.card.preprocessing.crop
     own = Case(batch=1, height=side, width=side)
     cases = EXPORT_CASES if own in EXPORT_CASES else (*EXPORT_CASES, own)
-    results = compare(session.run, reference, cases, synthetic_images, limit)
+    images = images_for(metadata, synthetic_images)
+    results = compare(session.run_normalized, reference.all, metadata.gives, cases, images, limit)
     folded = metadata.instance_norm == "folded" or not metadata.card.architecture.attention_norm
     for result in results:
         small = result.case.height * result.case.width <= UNFOLDED_PROVEN_PIXELS
@@ -196,8 +248,8 @@ def _prove(
         if (folded or small) and not result.relative_error <= allowed:
             raise VerificationError(
                 f"the exported graph departs from PyTorch: relative error "
-                f"{result.relative_error:.1e} at {result.case}, expected at most {allowed:.0e}; "
-                "nothing was written",
+                f"{result.relative_error:.1e} of {result.output} at {result.case}, expected at "
+                f"most {allowed:.0e}; nothing was written",
                 hint="please report this with the variant and the opset",
             )
     beyond = [result for result in results if not result.passed]
@@ -231,21 +283,18 @@ def _labels(
 
 
 def _command(
-    variant: str,
-    checkpoint: Path | None,
-    checkpoint_key: str | None,
-    instance_norm: str,
-    opset: int,
-    num_classes: int | None,
-    input_size: int | None,
-    resize: int | None,
+    variant: str, metadata: ModelMetadata, given: Mapping[str, Path | str | int | None]
 ) -> str:
+    """given: options as the user gave them, None: not at all."""
     words = ["rest-deploy", "export", "--variant", variant]
-    for option, value in (
-        ("--checkpoint", checkpoint), ("--checkpoint-key", checkpoint_key),
-        ("--num-classes", num_classes), ("--input-size", input_size), ("--resize", resize),
-    ):  # fmt: skip
+    for option, value in given.items():
         if value is not None:
             words += [option, str(value)]
-    words += ["--instance-norm", instance_norm, "--opset", str(opset)]
+    words += ["--instance-norm", metadata.instance_norm, "--opset", str(metadata.opset)]
+    if metadata.gives != outputs_for((), metadata.card.architecture, metadata.num_classes):
+        words += [word for kind in kinds_of(metadata.gives) for word in ("--output", kind)]
+    if any(output.unit_length for output in metadata.gives):
+        words.append("--unit-length")
+    if metadata.input_kind != "float":
+        words += ["--input", metadata.input_kind]
     return shlex.join(words)

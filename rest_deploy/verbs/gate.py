@@ -1,4 +1,4 @@
-"""What the accuracy gate compares: real images, and the reference's logits on them."""
+"""What the accuracy gate compares: real images, and what the reference answers to them."""
 
 from __future__ import annotations
 
@@ -55,13 +55,15 @@ def gate_data(metadata: ModelMetadata, data: Path | None, count: int) -> GateDat
     return GateData(images, tuple(labels), f"{count} held-out crops of scikit-image's photos")
 
 
-def reference_logits(
+def reference_answers(
     source: Session, images: npt.NDArray[np.float32], checkpoint: Path | None
-) -> tuple[npt.NDArray[np.floating], str]:
-    """PyTorch in float64 where it and the weights are here, else the float export, said so.
+) -> tuple[dict[str, npt.NDArray[np.floating]], str]:
+    """Every output of PyTorch in float64 where it and the weights are here, else of the float
+    export, said so; see `gate.answers`.
 
     An export carries its own proof against float64; checkpoint: where the weights are now.
     """
+    outputs = source.metadata.gives
     why = "PyTorch is not installed"
     if installed("torch"):
         from rest_deploy.model.reference import Reference
@@ -73,7 +75,8 @@ def reference_logits(
                 raise
             why = error.message
         else:
-            return gate.logits(Reference(module), images), "PyTorch float64"
+            exact = Reference(module, outputs=outputs).all
+            return gate.answers(exact, images, outputs), "PyTorch float64"
     proven = source.sidecar.parity if source.sidecar else None
     if proven is None:
         raise InputError(
@@ -81,7 +84,7 @@ def reference_logits(
             hint="--checkpoint F, or --no-gate",
         )
     name = f"the float export, within {proven.relative_error:.1e} of {proven.reference} ({why})"
-    return gate.logits(source.run, images), name
+    return gate.answers(source.run_normalized, images, outputs), name
 
 
 def _label(identity: str, labels: tuple[str, ...]) -> int:

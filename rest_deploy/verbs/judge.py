@@ -22,7 +22,8 @@ from rest_deploy.runtime import loading
 from rest_deploy.runtime.cuda import open_cuda
 from rest_deploy.runtime.session import Float32, Session
 from rest_deploy.runtime.tensorrt import GpuOptions, TensorRtRunner
-from rest_deploy.verbs.gate import GateData, reference_logits
+from rest_deploy.signature import Output
+from rest_deploy.verbs.gate import GateData, reference_answers
 from rest_deploy.verbs.make import Made, Request
 from rest_deploy.verify import gate
 
@@ -32,7 +33,7 @@ ITSELF = "the engine itself, on the GPU here"
 
 @dataclass(frozen=True)
 class Judge:
-    """Real images and the reference's logits on them, for one build.
+    """Real images and the reference's answers to them, for one build.
 
     ranges and weights: of the graph, see `gate.judge`; they hold for the engine made from it.
     """
@@ -40,7 +41,7 @@ class Judge:
     source: Session
     data: GateData
     request: Request
-    reference: npt.NDArray[np.floating]
+    reference: dict[str, npt.NDArray[np.floating]]
     reference_name: str
     ranges: dict[str, float]
     weights: dict[str, float] | None
@@ -49,13 +50,13 @@ class Judge:
     def of(
         cls, source: Session, data: GateData, request: Request, made: Made, graph: Path, proof: Path
     ) -> Judge:
-        """graph: what is published or built from; proof: the one whose logits are compared."""
-        expected, name = reference_logits(source, data.images, request.checkpoint)
+        """graph: what is published or built from; proof: the one whose answers are compared."""
+        expected, name = reference_answers(source, data.images, request.checkpoint)
         return cls(
             source=source,
             data=data,
             request=request,
-            reference=np.asarray(expected),
+            reference=expected,
             reference_name=name,
             ranges=gate.range_use(proof, data.images[: gate.RANGE_IMAGES]),
             weights=None if made.original is None else gate.weight_errors(graph, made.original),
@@ -65,27 +66,36 @@ class Judge:
         """infer: of the provider that is built for; None: `proof` on ONNX Runtime's CPU."""
         if infer is None:
             metadata = self.source.metadata if proof != graph else None
-            infer = Session.open(proof, metadata=metadata).run
-        return self._judged(gate.logits(infer, self.data.images))
+            infer = Session.open(proof, metadata=metadata).run_normalized
+        return self._judged(gate.answers(infer, self.data.images, self._outputs))
 
     def one_shape(self, result: GateResult, infer: gate.Infer, batch: int) -> GateResult:
         """`result` with a check of what a session compiles for one shape, which computes some
         sums in another order. infer: of `batch` images of the gate's size."""
         whole = len(self.data.images) // batch * batch
-        parts = [infer(self.data.images[at : at + batch]) for at in range(0, whole, batch)]
+        found = gate.answers(infer, self.data.images[:whole], self._outputs, batch)
         fresh = self.source.metadata.weights.kind == "fresh"
-        check = gate.error_check(
-            self.reference[:whole], np.concatenate(parts), self._bounds(), fresh=fresh
-        )
-        named = msgspec.structs.replace(check, name=f"{check.name}, one shape compiled")
-        return msgspec.structs.replace(result, checks=(*result.checks, named))
+        checks = [
+            gate.error_check(
+                output, self.reference[output.name][: len(found[output.name])],
+                found[output.name], self._bounds(), fresh=fresh,
+            )
+            for output in self._outputs
+        ]  # fmt: skip
+        named = (msgspec.structs.replace(c, name=f"{c.name}, one shape compiled") for c in checks)
+        return msgspec.structs.replace(result, checks=(*result.checks, *named))
 
     def engine(self, session: Session) -> GateResult:
         """On the GPU. Raises `ShapeError` when no profile holds images of the gate's size."""
-        return self._judged(logits_of(session, self.data.images))
+        return self._judged(answers_of(session, self.data.images))
 
-    def _judged(self, actual: npt.NDArray[np.floating]) -> GateResult:
+    @property
+    def _outputs(self) -> tuple[Output, ...]:
+        return self.source.metadata.gives
+
+    def _judged(self, actual: dict[str, npt.NDArray[np.floating]]) -> GateResult:
         return gate.judge(
+            self._outputs,
             self.reference,
             actual,
             self._bounds(),
@@ -132,21 +142,23 @@ def on_gpu(
             return error.message
 
 
-def logits_of(session: Session, images: Float32) -> Float32:
-    """images: (N, 3, H, W) -> logits (N, classes), in batches that an engine's profiles hold.
+def answers_of(session: Session, images: Float32) -> dict[str, npt.NDArray[np.floating]]:
+    """images: (N, 3, H, W), normalized -> every output, see `gate.answers`, in batches that an
+    engine's profiles hold.
 
     Raises `ShapeError` when no profile holds images of that size.
     """
+    outputs = session.metadata.gives
     if not isinstance(session.runner, TensorRtRunner):
-        return np.concatenate([session.run(part) for part in gate.in_batches(images)])
+        return gate.answers(session.run_normalized, images, outputs)
     least, most = batches_at(session.runner.profiles, images.shape[2:])
-    step = max(least, min(most, gate.BATCH))
-    found = []
-    for start in range(0, len(images), step):
-        part = images[start : start + step]
+
+    def padded(part: Float32) -> dict[str, Float32]:
         padding = np.repeat(part[-1:], max(0, least - len(part)), axis=0)
-        found.append(session.run(np.concatenate([part, padding]))[: len(part)])
-    return np.concatenate(found)
+        found = session.run_normalized(np.concatenate([part, padding]))
+        return {name: answer[: len(part)] for name, answer in found.items()}
+
+    return gate.answers(padded, images, outputs, max(least, min(most, gate.BATCH)))
 
 
 def batches_at(profiles: tuple[Profile, ...], size: tuple[int, ...]) -> tuple[int, int]:

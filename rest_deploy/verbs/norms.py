@@ -12,7 +12,7 @@ from rest_deploy.bench.record import NormError, NormErrors
 from rest_deploy.bench.timers import Engine
 from rest_deploy.runtime.session import Session
 from rest_deploy.verify.metrics import relative_error
-from rest_deploy.verify.parity import Case, load_reference, synthetic_images
+from rest_deploy.verify.parity import Case, images_for, load_reference, synthetic_images
 
 SIZES = ((64, 64), (97, 131), (224, 224), (448, 448))
 
@@ -20,26 +20,32 @@ SIZES = ((64, 64), (97, 131), (224, 224), (448, 448))
 def norm_errors(
     export: Session, eager: Engine, checkpoint: Path | None, command: str
 ) -> NormErrors:
-    """Of the export and of PyTorch in float32, one image a size, against PyTorch in float64.
+    """Of the first output, of the export and of PyTorch in float32, against PyTorch in float64, one
+    image a size.
 
     eager: `model.eager.Eager` of the same weights. Raises what `load_reference` does.
     """
     from rest_deploy.model.reference import Reference
 
-    reference = Reference(load_reference(export.metadata, checkpoint))
+    metadata = export.metadata
+    reference = Reference(load_reference(metadata, checkpoint), outputs=metadata.gives)
+    make = images_for(metadata, synthetic_images)
     weights = "fresh" if export.metadata.weights.kind == "fresh" else "trained"
     rows = []
     for height, width in SIZES:
-        images = synthetic_images(Case(batch=1, height=height, width=width))
+        images = make(Case(batch=1, height=height, width=width))
         exact = reference(images)
-        forms = {export.metadata.instance_norm: export.run, "PyTorch eager": eager.run}
+        answers = {
+            metadata.instance_norm: export.run(export.feed(images)),
+            "PyTorch eager": eager.run(images),
+        }
         rows += [
             NormError(
                 weights=weights,
                 form=form,
                 size=f"{height}x{width}",
-                relative_error=relative_error(exact, run(images)),
+                relative_error=relative_error(exact, answer),
             )
-            for form, run in forms.items()
+            for form, answer in answers.items()
         ]
     return NormErrors(command=command, rows=tuple(rows))

@@ -12,6 +12,7 @@ from pathlib import Path
 from rest_deploy.contracts import GateResult, ModelMetadata, Precision, Rest
 from rest_deploy.engine.backends import BackendName, Choice
 from rest_deploy.engine.openvino import Inference, OpenVinoRunner, check_bf16
+from rest_deploy.layout import layout_of
 from rest_deploy.runtime.session import Session
 from rest_deploy.verbs.judge import Judge
 from rest_deploy.verbs.make import Kinds, Made, Request, by_role
@@ -64,8 +65,9 @@ def precision_of(request: Request, rest: Rest) -> Inference:
 
 
 def infer(staged: Path, precision: Inference, metadata: ModelMetadata) -> Infer:
-    """Of a file that is not published yet: (N, 3, H, W) -> logits (N, classes)."""
-    return Session(OpenVinoRunner(staged, precision=precision), metadata, staged, None).run
+    """Of a file that is not published yet: every output of normalized images (N, 3, H, W)."""
+    runner = OpenVinoRunner(staged, precision=precision)
+    return Session(runner, metadata, staged, None).run_normalized
 
 
 def also_fixed(judge: Judge, result: GateResult, staged: Path, precision: Inference) -> GateResult:
@@ -73,8 +75,10 @@ def also_fixed(judge: Judge, result: GateResult, staged: Path, precision: Infere
     count, channels, height, width = judge.data.images.shape
     batch = min(BATCH, count)
     dynamic = OpenVinoRunner(staged, precision=precision)
-    fixed = dynamic.specialized((batch, channels, height, width))
-    return judge.one_shape(result, Session(fixed, judge.source.metadata, staged, None).run, batch)
+    metadata = judge.source.metadata
+    shape = layout_of(metadata.input_kind).shape((batch, channels, height, width))
+    session = Session(dynamic.specialized(shape), metadata, staged, None)
+    return judge.one_shape(result, session.run_normalized, batch)
 
 
 def obtained(path: Path, precision: Inference) -> Kinds:

@@ -116,6 +116,7 @@ class Route:
             timings=base,
             profiles=self.profiles,
             input_name=metadata.input_name,
+            input_kind=metadata.input_kind,
         )
 
 
@@ -149,15 +150,16 @@ def route(
 
 
 def infer(found: Route, staged: Path, options: ProviderOptions, metadata: ModelMetadata) -> Infer:
-    """Of a file that is not published yet: (N, 3, H, W) -> logits (N, classes) on the provider, in
-    as many runs as its profiles ask for."""
+    """Of a file that is not published yet: every output of normalized images (N, 3, H, W), on the
+    provider, in as many runs as its profiles ask for."""
     runner = OnnxRuntimeRunner(staged, provider=found.provider.name, options=options)
     session = Session(runner, metadata, staged, None)
 
-    def run(images: Float32) -> npt.NDArray[np.floating]:
+    def run(images: Float32) -> dict[str, npt.NDArray[np.floating]]:
         size = _gate_batch(found, images.shape[2])
         starts = range(0, len(images), size)
-        return np.concatenate([session.run(images[start : start + size]) for start in starts])
+        parts = [session.run_normalized(images[start : start + size]) for start in starts]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return run
 

@@ -27,6 +27,7 @@ from rest_deploy.runtime import loading
 from rest_deploy.runtime.cuda import open_cuda
 from rest_deploy.runtime.refit import refit as replace_weights
 from rest_deploy.runtime.session import Session
+from rest_deploy.signature import kinds_of
 from rest_deploy.verbs.export import export
 from rest_deploy.verbs.gate import GATE_IMAGES, gate_data
 from rest_deploy.verbs.judge import ITSELF, Judge, on_gpu
@@ -185,6 +186,9 @@ def _refitted(
         checkpoint=request.checkpoint,
         instance_norm=old.instance_norm,
         opset=old.opset,
+        outputs=kinds_of(old.gives),
+        unit_length=any(output.unit_length for output in old.gives),
+        input_kind=old.input_kind,
         progress=progress,
     )
     if exported.metadata.num_classes != old.num_classes:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
-import numpy as np
 
 from rest_deploy.artifact import sha256_file, to_json, write_text
 from rest_deploy.bench.record import PlaceError, Sensitivity
@@ -18,10 +17,11 @@ from rest_deploy.quant.budget import PlaceScore, Score, parse_budget
 from rest_deploy.quant.recipe import Recipe, load_recipe
 from rest_deploy.runtime.session import Session
 from rest_deploy.verbs.calibrate import CARD_PHOTOS, Images, calibrate
-from rest_deploy.verbs.gate import gate_data, reference_logits
+from rest_deploy.verbs.gate import gate_data, reference_answers
 from rest_deploy.verbs.progress import Counter, Progress, silent, step, uncounted
 from rest_deploy.verbs.verify import open_export
-from rest_deploy.verify import gate, metrics
+from rest_deploy.verify import gate
+from rest_deploy.verify.distances import distances
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -74,7 +74,7 @@ def sensitivity(
     progress: Progress = silent,
     counter: Counter = uncounted,
 ) -> SensitivityReport:
-    """Measure every (block, role) of the recipe alone, on held-out images.
+    """Measure every (block, role) of the recipe alone, on held-out images, by the first output.
 
     budget: like "agreement>=99.5%"; the recipe that keeps it is written to `output`. Scores are
     stored as they come: an interrupted run goes on. Raises what `calibrate` raises, and
@@ -92,8 +92,8 @@ def sensitivity(
     )
     seen = gate_data(source.metadata, gate_set, gate_images)
     with step(progress, f"computed the reference on {len(seen.images)} images"):
-        expected, reference = reference_logits(source, seen.images, checkpoint)
-    exact = np.asarray(expected)
+        expected, reference = reference_answers(source, seen.images, checkpoint)
+    (first,) = source.metadata.gives[:1]
     stem = f"{source.path.name.removesuffix('.onnx')}.{loaded.name}"
     file = workspace / f"{stem}.sensitivity.json"
     identity = hashlib.sha256(
@@ -109,12 +109,9 @@ def sensitivity(
             path = Path(folder) / "quantized.onnx"
             ir.save(graph, path)
             engine = Session.open(path, metadata=source.metadata)
-            actual = gate.logits(engine.run, seen.images)
-        return Score(
-            relative_error=metrics.relative_error(exact, actual),
-            kl=metrics.kl_divergence(exact, actual),
-            agreement=metrics.agreement(exact, actual),
-        )
+            actual = gate.answers(engine.run_normalized, seen.images, (first,))
+        found = distances(first, expected[first.name], actual[first.name])
+        return Score(relative_error=found.relative_error, kl=found.kl, agreement=found.agreement)
 
     shares = study.shares(source.path, table)
     recipes = {"": loaded} | {str(place): study.only(loaded, place, shares) for place in shares}

@@ -16,6 +16,7 @@ from rest_deploy.verify.parity import (
     ParityReport,
     bound,
     compare,
+    images_for,
     load_reference,
     photo_images,
     synthetic_images,
@@ -59,8 +60,11 @@ def verify(
     ]
     if sizes is None and batches is None:
         cases = _held(session, cases)
-    limit = _bound(session)
-    results = compare(session.run, Reference(module, reference), cases, make, limit)
+    exact = Reference(module, reference, metadata.gives)
+    results = compare(
+        session.run_normalized, exact.all, metadata.gives, cases, images_for(metadata, make),
+        _bound(session),
+    )  # fmt: skip
     return ParityReport(
         model=str(session.path),
         backend=session.runner.backend,

@@ -1,9 +1,10 @@
 """Is it still accurate? A reduced-precision engine against the reference, on real images.
 
-Three kinds of checks. The logits: agreement, KL divergence, relative error, labelled top-1. The
+Three kinds of checks. The outputs: relative error of each; of logits and probabilities agreement,
+KL divergence and labelled top-1; of an embedding the nearest neighbours among the images. The
 ranges: the largest value each Q/DQ pair meets against what its scale can hold. The weights: what is
 stored, dequantized, against the float weights. A scale that is eight times too coarse in one
-harmless layer hides in the logits' error, but not in the other two.
+harmless layer hides in the outputs' error, but not in the other two.
 """
 
 from __future__ import annotations
@@ -19,15 +20,23 @@ import numpy.typing as npt
 
 from rest_deploy.contracts import GateBounds, GateCheck, GateResult
 from rest_deploy.errors import VerificationError
+from rest_deploy.signature import Output
 from rest_deploy.verify import metrics
+from rest_deploy.verify.distances import distances
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 Float32 = npt.NDArray[np.float32]
-Infer = Callable[[Float32], npt.NDArray[np.floating]]
+Array = npt.NDArray[np.floating]
+Infer = Callable[[Float32], Mapping[str, Array]]
+"""Normalized images (N, 3, H, W) -> every output by name."""
 
 BATCH = 16
+
+MAP_IMAGES = 32
+"""Of the gate's images, whose maps are looked at: a map has hundreds of cells an image, and those
+of 128 images would not fit into the memory of a small machine."""
 
 LEAST_RANGE_USE = 0.25
 """Largest value met / largest value the scale holds. A quarter wastes two of eight bits; ranges
@@ -50,8 +59,9 @@ in the wrong place tens of percent."""
 
 
 def judge(
-    reference: npt.NDArray[np.floating],
-    actual: npt.NDArray[np.floating],
+    outputs: Sequence[Output],
+    reference: Mapping[str, Array],
+    actual: Mapping[str, Array],
     bounds: GateBounds,
     *,
     fresh: bool,
@@ -61,42 +71,37 @@ def judge(
     reference_name: str,
     source: str,
 ) -> GateResult:
-    """Hold logits (N, classes), `ranges` (Q/DQ pair -> range use) and `weights` (name -> relative
-    error) against the bounds.
+    """Hold every output (see `answers`), `ranges` (Q/DQ pair -> range use) and `weights` (name ->
+    relative error) against the bounds.
 
     labels: class of each image, -1 where unknown. fresh: the weights are untrained, so that only
-    errors count, not classes.
+    errors count, not classes and neighbours.
     """
-    checks = [error_check(reference, actual, bounds, fresh=fresh)]
-    classes = reference.shape[1] > 1 and not fresh
-    if classes:
-        agreement = metrics.agreement(reference, actual)
-        passed = agreement >= bounds.agreement
-        checks += [
-            GateCheck(name="top-1 agreement", value=agreement, bound=bounds.agreement,
-                      passed=passed),
-            _at_most("KL divergence", metrics.kl_divergence(reference, actual), bounds.kl),
-        ]  # fmt: skip
+    checks: list[GateCheck] = []
+    for output in outputs:
+        checks += _checks(output, reference[output.name], actual[output.name], bounds, fresh=fresh)
     if ranges:
         checks += _range_checks(ranges)
     if weights:
         worst = max(weights, key=lambda name: (math.isnan(weights[name]), weights[name]))
         checks.append(msgspec.structs.replace(
             _at_most("weight error", weights[worst], WEIGHT_ERROR), detail=worst))  # fmt: skip
-    known = np.flatnonzero(np.asarray(labels if labels is not None else [], int) >= 0)
     result = GateResult(
-        reference=reference_name, images=len(reference), source=source, checks=tuple(checks)
+        reference=reference_name,
+        images=max(len(array) for array in reference.values()),
+        source=source,
+        checks=tuple(checks),
     )
-    if not classes or not len(known):
+    scores = next((o.name for o in outputs if o.kind in ("logits", "probabilities")), None)
+    known = np.flatnonzero(np.asarray(labels if labels is not None else [], int) >= 0)
+    if fresh or scores is None or reference[scores].shape[1] < 2 or not len(known):
         return result
     truth = np.asarray(labels)[known]
-    right = [int((np.argmax(np.nan_to_num(logits[known]), axis=1) == truth).sum())
-             for logits in (reference, actual)]  # fmt: skip
+    right = [int((np.argmax(np.nan_to_num(found[scores][known]), axis=1) == truth).sum())
+             for found in (reference, actual)]  # fmt: skip
     before, after = (count / len(known) for count in right)
-    return GateResult(
-        reference=reference_name,
-        images=len(reference),
-        source=source,
+    return msgspec.structs.replace(
+        result,
         checks=(*checks, _at_most("top-1 lost", before - after, bounds.top1_drop)),
         labelled=len(known),
         top1_reference=before,
@@ -104,6 +109,25 @@ def judge(
         top1_reference_interval=wilson(right[0], len(known)),
         top1_engine_interval=wilson(right[1], len(known)),
     )
+
+
+def _checks(
+    output: Output, reference: Array, actual: Array, bounds: GateBounds, *, fresh: bool
+) -> list[GateCheck]:
+    """Of one output; a second one of a kind says its name."""
+    found = distances(output, reference, actual)
+    checks = [error_check(output, reference, actual, bounds, fresh=fresh)]
+    if fresh:
+        return checks
+    of = " of probabilities" if output.kind == "probabilities" else ""
+    if found.agreement is not None and found.kl is not None and reference.shape[1] > 1:
+        checks += [
+            _at_least(f"top-1 agreement{of}", found.agreement, bounds.agreement),
+            _at_most(f"KL divergence{of}", found.kl, bounds.kl),
+        ]
+    if found.neighbours is not None and len(reference) > 1:
+        checks.append(_at_least("nearest neighbours kept", found.neighbours, bounds.neighbours))
+    return checks
 
 
 def enforce(result: GateResult, what: str) -> None:
@@ -184,26 +208,43 @@ def weight_errors(model: Path, original: ir.Model) -> dict[str, float]:
 
 
 def error_check(
-    reference: npt.NDArray[np.floating],
-    actual: npt.NDArray[np.floating],
-    bounds: GateBounds,
-    *,
-    fresh: bool,
+    output: Output, reference: Array, actual: Array, bounds: GateBounds, *, fresh: bool
 ) -> GateCheck:
-    """Of logits (N, classes); NaN is outside every bound."""
+    """Of one output; NaN is outside every bound."""
     limit = bounds.relative_error_fresh if fresh else bounds.relative_error
-    return _at_most("relative logit error", metrics.relative_error(reference, actual), limit)
+    name = "relative logit error" if output.kind == "logits" else f"relative error of {output.name}"
+    return _at_most(name, metrics.relative_error(reference, actual), limit)
 
 
-def logits(infer: Infer, images: Float32) -> npt.NDArray[np.floating]:
-    """`infer` over (N, 3, H, W) in batches."""
+def answers(
+    infer: Infer, images: Float32, outputs: Sequence[Output], step: int = 0
+) -> dict[str, Array]:
+    """`infer` over (N, 3, H, W) in batches: vectors of all images, maps of the first `MAP_IMAGES`,
+    in float32. step: of a batch, 0 for `BATCH`."""
+    vectors = any(not output.stride for output in outputs)
+    parts: dict[str, list[Array]] = {output.name: [] for output in outputs}
+    seen = 0
+    for batch in in_batches(images if vectors else images[:MAP_IMAGES], step):
+        found = infer(batch)
+        for output in outputs:
+            array = found[output.name]
+            if output.stride:
+                array = array[: max(0, MAP_IMAGES - seen)].astype(np.float32)
+            parts[output.name].append(array)
+        seen += len(batch)
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def logits(infer: Callable[[Float32], Array], images: Float32) -> Array:
+    """An `infer` with one output over (N, 3, H, W) in batches."""
     return np.concatenate([infer(batch) for batch in in_batches(images)])
 
 
-def in_batches(images: Float32) -> Iterator[Float32]:
-    """(N, 3, H, W) -> at most `BATCH` of them at a time."""
-    for start in range(0, len(images), BATCH):
-        yield images[start : start + BATCH]
+def in_batches(images: Float32, step: int = 0) -> Iterator[Float32]:
+    """(N, 3, H, W) -> at most `step` of them at a time, 0: `BATCH`."""
+    step = step or BATCH
+    for start in range(0, len(images), step):
+        yield images[start : start + step]
 
 
 def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -216,6 +257,10 @@ def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
 
 def _at_most(name: str, value: float, bound: float) -> GateCheck:
     return GateCheck(name=name, value=value, bound=bound, passed=value <= bound)
+
+
+def _at_least(name: str, value: float, bound: float) -> GateCheck:
+    return GateCheck(name=name, value=value, bound=bound, passed=value >= bound)
 
 
 def _range_checks(ranges: Mapping[str, float]) -> list[GateCheck]:

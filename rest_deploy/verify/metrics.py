@@ -1,8 +1,8 @@
-"""Distances between an engine's logits and the reference's: pure functions on arrays.
+"""Distances between an engine's outputs and the reference's: pure functions on arrays.
 
-All take `reference` and `actual` of shape (N, classes), compute in float64 and return floats.
-NaN or infinity in `actual` is never replaced: distances become infinite, agreement counts it as
-a disagreement.
+All take `reference` and `actual` of one shape, (N, classes), (N, C) or (N, C, H, W), compute in
+float64 and return floats. NaN or infinity in `actual` is never replaced: distances become infinite,
+agreement counts it as a disagreement.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ def relative_error(reference: Array, actual: Array) -> float:
 
 
 def max_abs_error(reference: Array, actual: Array) -> float:
-    """Largest absolute difference of one logit."""
+    """Largest absolute difference of one number."""
     if not np.isfinite(actual).all():
         return float("inf")
     return float(np.abs(actual.astype(np.float64) - reference).max())
 
 
 def cosine(reference: Array, actual: Array) -> float:
-    """Smallest cosine similarity of an image's logits with its reference; -1 for non-finite."""
+    """Smallest cosine similarity of an image's output with its reference; -1 for non-finite."""
     if not np.isfinite(actual).all():
         return -1.0
-    a = actual.astype(np.float64)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(reference, axis=1)
-    products = (a * reference).sum(axis=1)
+    a, b = (x.astype(np.float64).reshape(len(x), -1) for x in (actual, reference))
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    products = (a * b).sum(axis=1)
     # A zero vector has no direction: similar to nothing.
     return float(np.where(norms > 0, products / np.where(norms > 0, norms, 1.0), -1.0).min())
 
@@ -47,11 +47,45 @@ def kl_divergence(reference: Array, actual: Array) -> float:
     return float((np.exp(p) * (p - q)).sum(axis=1).mean())
 
 
+LEAST_PROBABILITY = 2.0**-24
+"""Smaller ones count as this: it is the least that float16 holds, and float32's softmax gives 0
+where the reference has 1e-50, of which KL would be infinite."""
+
+
+def kl_of_probabilities(reference: Array, actual: Array) -> float:
+    """Mean KL(reference || actual) of probabilities over the images, in nats. Sums that rounding
+    keeps from being 1 are allowed for: it is 0 for equal ones only, and never less."""
+    if not np.isfinite(actual).all():
+        return float("inf")
+    p, q = (np.maximum(x.astype(np.float64), LEAST_PROBABILITY) for x in (reference, actual))
+    return float((p * (np.log(p) - np.log(q)) - p + q).sum(axis=1).mean())
+
+
+def neighbours_kept(reference: Array, actual: Array) -> float:
+    """Share of images whose nearest other image, by the cosine of (N, C) embeddings, is the one it
+    is in the reference. One whose similarities are not finite has kept nothing."""
+    before, after = _nearest(reference), _nearest(actual)
+    return float(((before == after) & (after >= 0)).mean())
+
+
 def agreement(reference: Array, actual: Array) -> float:
     """Fraction of images with the same top-1 class."""
     finite = np.isfinite(actual).all(axis=1)
     same = np.argmax(reference, axis=1) == np.argmax(np.nan_to_num(actual), axis=1)
     return float((same & finite).mean())
+
+
+def _nearest(embeddings: Array) -> npt.NDArray[np.intp]:
+    """Index of each row's nearest other row by cosine, -1 where it has none."""
+    rows = embeddings.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    similar = rows @ rows.T
+    np.fill_diagonal(similar, -np.inf)
+    broken = ~np.isfinite(rows).all(axis=1)
+    similar[:, broken] = -np.inf
+    found = np.argmax(similar, axis=1)
+    return np.where(broken | (similar.max(axis=1, initial=-np.inf) == -np.inf), -1, found)
 
 
 def _log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

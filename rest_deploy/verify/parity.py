@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from rest_deploy.contracts import ModelMetadata, Preprocessing, Struct
 from rest_deploy.errors import CheckpointError, InputError
-from rest_deploy.preprocess import load_image, normalize
+from rest_deploy.preprocess import load_image, normalize, to_pixel_grid
+from rest_deploy.signature import Output
 from rest_deploy.verify import metrics
+from rest_deploy.verify.distances import distances
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
-Infer = Callable[[Float32], Float32]
+Infer = Callable[[Float32], Mapping[str, npt.NDArray[np.floating]]]
+"""Normalized images (N, 3, H, W) -> every output by name."""
 
 SIZES = ((224, 224), (192, 256), (200, 225), (97, 131), (448, 448))
 """Default (height, width): the training size, non-square, odd, prime, large."""
@@ -41,15 +44,17 @@ class Case(Struct, frozen=True):
 
 
 class CaseResult(Struct, frozen=True):
-    """Distances for one input shape; see `metrics`. `bound` is for `relative_error`."""
+    """Distances of one output for one input shape; see `metrics`. `bound` is for `relative_error`,
+    the same for every kind of output. kl and agreement: of logits and probabilities only."""
 
     case: Case
     relative_error: float
     max_abs_error: float
     cosine: float
-    kl: float
-    agreement: float
+    kl: float | None
+    agreement: float | None
     bound: float
+    output: str = ""
 
     @property
     def passed(self) -> bool:
@@ -79,32 +84,59 @@ def bound(metadata: ModelMetadata) -> float:
 
 def compare(
     infer: Infer,
-    reference: Callable[[Float32], Float64],
+    reference: Infer,
+    outputs: Sequence[Output],
     cases: Iterable[Case],
     images: Callable[[Case], Float32],
     limit: float,
 ) -> tuple[CaseResult, ...]:
-    """Run both on the same inputs. `images` makes the batch of a case, (N, 3, H, W) float32."""
+    """Run both on the same inputs, and hold each of `outputs` against the other's.
+
+    `images` makes the batch of a case, (N, 3, H, W) float32, normalized.
+    """
     results = []
     for case in cases:
         batch = images(case)
         expected, actual = reference(batch), infer(batch)
-        if actual.shape != expected.shape:
-            raise InputError(
-                f"at {case} the engine returns shape {actual.shape}, the reference {expected.shape}"
-            )
-        results.append(
-            CaseResult(
-                case=case,
-                relative_error=metrics.relative_error(expected, actual),
-                max_abs_error=metrics.max_abs_error(expected, actual),
-                cosine=metrics.cosine(expected, actual),
-                kl=metrics.kl_divergence(expected, actual),
-                agreement=metrics.agreement(expected, actual),
-                bound=limit,
-            )
-        )
+        results += [
+            _compared(case, output, expected[output.name], actual[output.name], limit)
+            for output in outputs
+        ]
     return tuple(results)
+
+
+def _compared(
+    case: Case,
+    output: Output,
+    expected: npt.NDArray[np.floating],
+    actual: npt.NDArray[np.floating],
+    limit: float,
+) -> CaseResult:
+    if actual.shape != expected.shape:
+        raise InputError(
+            f"at {case} the engine returns shape {actual.shape} for {output.name}, the reference "
+            f"{expected.shape}"
+        )
+    found = distances(output, expected, actual)
+    return CaseResult(
+        case=case,
+        relative_error=found.relative_error,
+        max_abs_error=metrics.max_abs_error(expected, actual),
+        cosine=metrics.cosine(expected, actual),
+        kl=found.kl,
+        agreement=found.agreement,
+        bound=limit,
+        output=output.name,
+    )
+
+
+def images_for(
+    metadata: ModelMetadata, images: Callable[[Case], Float32]
+) -> Callable[[Case], Float32]:
+    """`images`, where the model takes pixels brought to the nearest that pixels can make."""
+    if metadata.input_kind == "float":
+        return images
+    return lambda case: to_pixel_grid(images(case), metadata.card.preprocessing)
 
 
 def load_reference(metadata: ModelMetadata, checkpoint: Path | None = None) -> Backbone:

@@ -15,7 +15,8 @@ import rest_deploy
 PACKAGE = Path(rest_deploy.__file__).parent
 
 STAGES = (
-    *("errors", "stored", "architecture", "signature", "contracts", "artifact", "cards"),
+    *("errors", "stored", "architecture", "signature", "contracts", "layout"),
+    *("artifact", "cards"),
     *("preprocess", "photos", "model", "graph", "quant", "cuda_driver", "engine", "runtime"),
     *("verify", "bench", "serve", "embed", "doctor", "verbs", "report", "api", "console"),
     *("options", "commands", "cli"),

@@ -459,7 +459,7 @@ class Timed(FakeEngine):
     enqueue = 0.5
 
     class Runner:
-        input_name, output_name, input_dtype = "image", "logits", "float32"
+        input_name, input_dtype = "image", "float32"
 
         def __init__(self, engine: Timed) -> None:
             self.engine = engine

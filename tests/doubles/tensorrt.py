@@ -21,11 +21,12 @@ import numpy as np
 
 from rest_deploy.contracts import Dims, Profile
 from rest_deploy.engine.tensorrt import Flavour
+from rest_deploy.layout import FLOAT, UINT8
 from rest_deploy.runtime.cuda import ALIGNMENT
 from tests.doubles.cuda import SimulatedCuda
 
-TYPES = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF"}
-NUMPY = {"FLOAT": np.float32, "HALF": np.float16}
+TYPES = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(uint8)": "UINT8"}
+NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "UINT8": np.uint8}
 SCRATCH_PER_PIXEL = 4
 CACHE_MAGIC = b"kernels of "
 
@@ -104,6 +105,9 @@ class SimulatedEngine:
             str(known.graph), options, providers=["CPUExecutionProvider"]
         )
         self._arguments = [*self.session.get_inputs(), *self.session.get_outputs()]
+        self.image = self.session.get_inputs()[0]
+        self.layout = UINT8 if self.image.type == "tensor(uint8)" else FLOAT
+        self._made: dict[Dims, dict[str, tuple[int, ...]]] = {}
         self.num_io_tensors = len(self._arguments)
         self.num_optimization_profiles = len(known.profiles)
         self.scratch_users: dict[int, int] = {}
@@ -138,7 +142,17 @@ class SimulatedEngine:
 
     def get_tensor_profile_shape(self, name: str, index: int) -> list[Dims]:  # noqa: ARG002  # one input
         profile = self.known.profiles[index]
-        return [profile.minimum, profile.optimum, profile.maximum]
+        shapes = (profile.minimum, profile.optimum, profile.maximum)
+        return [self.layout.shape(shape) for shape in shapes]
+
+    def _shapes(self, shape: Dims) -> dict[str, tuple[int, ...]]:
+        """Of all outputs for that input: NVIDIA infers them, here they are computed."""
+        if shape not in self._made:
+            zeros = np.zeros(shape, NUMPY[TYPES[self.image.type]])
+            answers = self.session.run(None, {self.image.name: zeros})
+            outputs = self.session.get_outputs()
+            self._made[shape] = {o.name: a.shape for o, a in zip(outputs, answers, strict=True)}
+        return self._made[shape]
 
     def get_device_memory_size_for_profile_v2(self, index: int) -> int:
         batch, _, height, width = self.known.profiles[index].maximum
@@ -266,7 +280,8 @@ class SimulatedContext:
         assert name in {argument.name for argument in self._engine.session.get_inputs()}
         if self._trt.refuse == "set_input_shape":
             return self._error("set_input_shape was made to fail")
-        if not self._engine.known.profiles[self.active_optimization_profile].holds(shape):
+        profile = self._engine.known.profiles[self.active_optimization_profile]
+        if not profile.holds(self._engine.layout.dims(shape)):
             return self._error(f"{shape} is outside the profile")
         if shape != self._shape:
             self._shape, self._flushed = shape, False
@@ -278,7 +293,9 @@ class SimulatedContext:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         assert self._shape is not None
         shape = self._engine.get_tensor_shape(name)
-        return (self._shape[0], *shape[1:])
+        if len(shape) == 2:
+            return (self._shape[0], shape[1])
+        return self._engine._shapes(self._shape)[name]
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         if memory == 0 or memory % ALIGNMENT:
@@ -319,10 +336,11 @@ class SimulatedContext:
         self._trt.compiled.add(shape)
         cuda.check(*scratch)
         ctypes.memset(scratch[0], 0x5A, scratch[1])  # whoever else keeps something there loses it
-        (source,), (target,) = session.get_inputs(), session.get_outputs()
+        source = self._engine.image
         images = _view(cuda, addresses[source.name], shape, NUMPY[TYPES[source.type]])
-        (answer,) = session.run(None, {source.name: images})
-        _view(cuda, addresses[target.name], answer.shape, answer.dtype)[...] = answer
+        answers = session.run(None, {source.name: images})
+        for target, answer in zip(session.get_outputs(), answers, strict=True):
+            _view(cuda, addresses[target.name], answer.shape, answer.dtype)[...] = answer
 
     def _error(self, message: str) -> bool:
         self._engine.logger.log(self._trt.ILogger.ERROR, message)

@@ -68,7 +68,7 @@ def test_operators_per_form(tmp_path: Path) -> None:
     operators: dict[str, Counter[str]] = {}
     forms: tuple[InstanceNormForm, ...] = ("folded", "native", "decomposed")
     for form in forms:
-        model, _ = trace(to_deploy(loaded.module, form)[0], 20, "logits")
+        model, _ = trace(to_deploy(loaded.module, form)[0], 20, ["logits"])
         operators[form] = Counter(node.op_type for node in model.graph)
     assert operators["native"]["InstanceNormalization"] == 4
     assert "InstanceNormalization" not in operators["folded"]
@@ -80,7 +80,7 @@ def test_operators_per_form(tmp_path: Path) -> None:
 def test_opset_outside_the_range(opset: int) -> None:
     loaded = load_model(load_card("nano"), None, num_classes=4)
     with pytest.raises(InputError, match=f"opset {opset} is not supported; expected 18 to 23"):
-        trace(to_deploy(loaded.module)[0], opset, "logits")
+        trace(to_deploy(loaded.module)[0], opset, ["logits"])
 
 
 def test_metadata_and_sidecar_agree(exported_nano: Path) -> None:

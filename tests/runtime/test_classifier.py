@@ -77,5 +77,5 @@ class NanRunner:
 def test_nan_is_an_error(classifier: Classifier, pixels: npt.NDArray[np.uint8]) -> None:
     good = classifier.session
     broken = Session(NanRunner(), good.metadata, good.path, None)
-    with pytest.raises(ArtifactError, match="NaN or infinite logits"):
+    with pytest.raises(ArtifactError, match="NaN or infinite class scores"):
         Classifier(broken).classify(pixels)

@@ -20,7 +20,7 @@ from rest_deploy.bench.record import EngineResult, PlaceError, Record, Sensitivi
 from rest_deploy.contracts import Build
 from rest_deploy.errors import ArtifactError, InputError
 from rest_deploy.verbs import BenchReport, BenchWishes
-from rest_deploy.verbs.bench import find
+from rest_deploy.verbs.engines import find
 from rest_deploy.verbs.sensitivity import Stored, last_sensitivity
 
 QUICK = BenchWishes(

@@ -63,13 +63,15 @@ def test_an_engine_that_answers_otherwise(
 ) -> None:
     """What the graph's gate cannot see: the engine computes something else."""
     simulated_gpu(monkeypatch, tmp_path, "tensorrt-rtx")
-    run = Session.run
+    run = Session.run_all
 
-    def wrong(self: Session, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        answer = run(self, images)
-        return answer[:, ::-1] if self.path.suffix == ".engine" else answer
+    def wrong(self: Session, images: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
+        answers = run(self, images)
+        if self.path.suffix != ".engine":
+            return answers
+        return {name: answer[:, ::-1] for name, answer in answers.items()}
 
-    monkeypatch.setattr(Session, "run", wrong)
+    monkeypatch.setattr(Session, "run_all", wrong)
     with pytest.raises(VerificationError, match="does not pass the accuracy gate"):
         build(workspace, "tensorrt-rtx")
     assert list(workspace.glob("*.engine")) == []

@@ -15,6 +15,7 @@ from rest_deploy.quant.dataset import CalibrationSet, open_set
 from rest_deploy.quant.recipe import load_recipe
 from rest_deploy.quant.table import CalibrationTable
 from rest_deploy.runtime.session import Session
+from rest_deploy.signature import Output
 from rest_deploy.verbs.gate import GateData, gate_data
 from rest_deploy.verify import gate
 
@@ -58,8 +59,9 @@ def judged(
     path = folder / "engine.onnx"
     ir.save(model, path)
     return gate.judge(
-        expected,
-        gate.logits(Session.open(path).run, data.images),
+        session.metadata.gives,
+        {"logits": expected},
+        gate.answers(Session.open(path).run_normalized, data.images, session.metadata.gives),
         session.metadata.card.gate.int8,
         fresh=False,
         ranges=gate.range_use(path, data.images[:32]),
@@ -156,12 +158,83 @@ BOUNDS = GateBounds(agreement=0.9, kl=0.01, relative_error=0.05, relative_error_
 
 def result(actual: np.ndarray, **options: object) -> GateResult:
     return gate.judge(
-        LOGITS, actual, BOUNDS, fresh=bool(options.pop("fresh", False)), reference_name="r",
-        source="s", **options,  # type: ignore[arg-type]  # test values
+        CLASSES, {"logits": LOGITS}, {"logits": actual}, BOUNDS,
+        fresh=bool(options.pop("fresh", False)), reference_name="r", source="s", **options,  # type: ignore[arg-type]  # test values
     )  # fmt: skip
 
 
 LOGITS = np.eye(10) * 5.0
+CLASSES = (Output(name="logits", kind="logits", channels=10),)
+EMBEDDING = Output(name="embedding", kind="embedding", channels=8)
+C3 = Output(name="c3", kind="features", channels=4, stride=8)
+PROBABILITIES = Output(name="probabilities", kind="probabilities", channels=10)
+
+
+def of_one(output: Output, exact: np.ndarray, actual: np.ndarray, **options: bool) -> GateResult:
+    return gate.judge(
+        (output,), {output.name: exact}, {output.name: actual}, BOUNDS,
+        fresh=options.get("fresh", False), reference_name="r", source="s",
+    )  # fmt: skip
+
+
+def red(result: GateResult) -> list[str]:
+    return [check.name for check in result.checks if not check.passed]
+
+
+def vectors(rows: int = 40) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((rows, 8))
+
+
+def test_an_embedding_is_held_to_its_neighbours() -> None:
+    """Pairs of near images: swapping partners changes no length and hardly the error."""
+    base = vectors()
+    near = np.concatenate([base, base + 1e-3 * vectors()[::-1]])
+    assert red(of_one(EMBEDDING, near, near * 1.001)) == []
+    names = [check.name for check in of_one(EMBEDDING, near, near).checks]
+    assert names == ["relative error of embedding", "nearest neighbours kept"]
+    crowd = np.repeat(base[:2], 20, axis=0) + 1e-3 * vectors()
+    blurred = crowd + 2e-3 * np.random.default_rng(1).standard_normal(crowd.shape)
+    assert red(of_one(EMBEDDING, crowd, blurred)) == ["nearest neighbours kept"]
+    assert red(of_one(EMBEDDING, crowd, blurred, fresh=True)) == []
+    shuffled = near[np.random.default_rng(2).permutation(len(near))]
+    assert set(red(of_one(EMBEDDING, near, shuffled))) == set(names)
+    broken = near.copy()
+    broken[0, 0] = np.nan
+    assert "relative error of embedding" in red(of_one(EMBEDDING, near, broken))
+
+
+def test_every_map_has_its_error() -> None:
+    exact = np.random.default_rng(0).standard_normal((3, 4, 5, 6))
+    assert [check.name for check in of_one(C3, exact, exact).checks] == ["relative error of c3"]
+    assert of_one(C3, exact, exact * 1.01).passed
+    assert red(of_one(C3, exact, exact[:, ::-1])) == ["relative error of c3"]
+    assert red(of_one(C3, exact, exact * np.nan)) == ["relative error of c3"]
+
+
+def test_probabilities_are_judged_as_such() -> None:
+    exact = np.full((4, 10), 0.01)
+    exact[np.arange(4), np.arange(4)] = 0.91
+    assert red(of_one(PROBABILITIES, exact, exact.astype(np.float32))) == []
+    wrong = np.roll(exact, 1, axis=1)
+    assert len(red(of_one(PROBABILITIES, exact, wrong))) == 3
+    vanished = exact.copy()
+    vanished[:, 9], vanished[:, 8] = 0.0, 0.02  # float16's softmax ends at 6e-8
+    assert "KL divergence of probabilities" in red(of_one(PROBABILITIES, exact, vanished))
+
+
+def test_maps_of_the_first_images_vectors_of_all() -> None:
+    images = np.zeros((50, 3, 32, 32), np.float32)
+    asked: list[int] = []
+
+    def infer(batch: np.ndarray) -> dict[str, np.ndarray]:
+        asked.append(len(batch))
+        return {"c3": np.ones((len(batch), 4, 4, 4)), "embedding": np.ones((len(batch), 8))}
+
+    found = gate.answers(infer, images, (C3, EMBEDDING))
+    assert (len(found["c3"]), len(found["embedding"])) == (gate.MAP_IMAGES, 50)
+    assert sum(asked) == 50
+    asked.clear()
+    assert len(gate.answers(infer, images, (C3,), 5)["c3"]) == gate.MAP_IMAGES == sum(asked)
 
 
 def test_non_finite_logits_are_red() -> None:

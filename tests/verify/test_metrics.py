@@ -52,3 +52,35 @@ def test_a_constant_output_is_far_away() -> None:
     zeros = np.zeros_like(REFERENCE)
     assert metrics.relative_error(REFERENCE, zeros) == pytest.approx(1)
     assert metrics.cosine(REFERENCE, zeros) == -1
+
+
+def test_neighbours() -> None:
+    """Three pairs; whoever is broken has kept nothing, and is nobody's neighbour."""
+    rows = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1], [-1, 0], [-1, 0.1]], float)
+    assert metrics.neighbours_kept(rows, rows * 3) == 1
+    assert metrics.neighbours_kept(rows, rows[[0, 2, 1, 3, 4, 5]]) == pytest.approx(2 / 6)
+    broken = rows.copy()
+    broken[0] = np.nan
+    assert metrics.neighbours_kept(rows, broken) == pytest.approx(4 / 6)
+    assert metrics.neighbours_kept(rows, np.zeros_like(rows)) == 0
+
+
+def test_kl_of_probabilities() -> None:
+    logits = np.random.default_rng(0).standard_normal((3, 7)) * 4
+    other = logits + 0.01 * np.random.default_rng(1).standard_normal((3, 7))
+
+    def softmax(x: np.ndarray) -> np.ndarray:
+        spread: np.ndarray = np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
+        return spread
+
+    found = metrics.kl_of_probabilities(softmax(logits), softmax(other))
+    assert found == pytest.approx(metrics.kl_divergence(logits, other), rel=1e-3)
+    assert np.isfinite(metrics.kl_of_probabilities(np.array([[1, 1e-50]]), np.array([[1.0, 0.0]])))
+    assert metrics.kl_of_probabilities(np.array([[0.5, 0.5]]), np.array([[1.0, 0.0]])) > 1
+    assert metrics.kl_of_probabilities(np.array([[1.0, 0.0]]), np.array([[np.nan, 0]])) == np.inf
+
+
+def test_maps_are_compared_whole() -> None:
+    maps = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
+    assert metrics.cosine(maps, maps * 2) == pytest.approx(1)
+    assert metrics.cosine(maps, maps[:, ::-1]) < 0.9

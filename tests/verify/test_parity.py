@@ -14,6 +14,7 @@ from rest_deploy import verbs
 from rest_deploy.artifact import sidecar_path
 from rest_deploy.contracts import ModelMetadata
 from rest_deploy.errors import CheckpointError, InputError
+from rest_deploy.signature import Output
 from rest_deploy.verify.parity import (
     Case,
     ParityReport,
@@ -95,28 +96,23 @@ def test_broken_engines_fail(exported_nano: Path, tmp_path: Path, breakage: Brea
     assert all(not result.passed for result in report.results)
 
 
+LOGITS = (Output(name="logits", kind="logits", channels=4),)
+
+
+def filled(classes: int, value: float) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    return lambda images: {"logits": np.full((len(images), classes), value, np.float32)}
+
+
 def test_nan_fails() -> None:
-    def reference(images: np.ndarray) -> np.ndarray:
-        return np.ones((len(images), 4))
-
-    def engine(images: np.ndarray) -> np.ndarray:
-        return np.full((len(images), 4), np.nan, np.float32)
-
     case = Case(batch=2, height=32, width=32)
-    (result,) = compare(engine, reference, [case], synthetic_images, 1e9)
+    (result,) = compare(filled(4, np.nan), filled(4, 1), LOGITS, [case], synthetic_images, 1e9)
     assert not result.passed
 
 
 def test_other_output_shape_is_an_error() -> None:
     case = Case(batch=2, height=32, width=32)
     with pytest.raises(InputError, match="returns shape"):
-        compare(
-            lambda images: np.zeros((len(images), 5), np.float32),
-            lambda images: np.ones((len(images), 4)),
-            [case],
-            synthetic_images,
-            1.0,
-        )
+        compare(filled(5, 0), filled(4, 1), LOGITS, [case], synthetic_images, 1.0)
 
 
 def test_no_case_is_no_pass() -> None:
