@@ -11,7 +11,7 @@ Role = Literal[
     "up", "mlp", "head",
 ]  # fmt: skip
 """A block's own names. qkv: the three projections; offset: q's bias as one number a key, of an
-attention with one head, which has no q and no proj; scores: q k^T; transform: the head mix;
+attention with one head, which has no q (and in v1 no proj); scores: q k^T; transform: the head mix;
 norm: what stands between softmax and context; context: map times v; mlp: fc1 and fc2;
 pa: the position encoding's depthwise convolution; sr: the spatial reduction's; up: that of the
 branch beside the attention (ResT v2), which brings the values back to the queries' resolution."""

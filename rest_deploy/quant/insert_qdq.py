@@ -245,7 +245,9 @@ def _mean_output(
 ) -> npt.NDArray[np.float64]:
     """Mean over the outputs that a weight error causes, given the inputs' means. (C_out,)"""
     if node.op_type == "Conv":
-        result = np.einsum("oihw,i->o", error, means)
+        groups = node.attributes.get_int("group", 1)
+        read = means.reshape(groups, -1).repeat(len(error) // groups, axis=0)  # (C_out, C_in)
+        result = np.einsum("oihw,oi->o", error, read)
     elif _output_axis(node) == 0:
         result = error @ means
     else:

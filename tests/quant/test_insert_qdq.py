@@ -147,6 +147,12 @@ def test_fp8_weights() -> None:
     )
 
 
+def value(of: ir.Model, name: str) -> np.ndarray:
+    tensor = of.graph.initializers[name].const_value
+    assert tensor is not None
+    return tensor.numpy().astype(np.float64)
+
+
 def test_bias_correction_takes_the_mean_error_out(
     exported_nano: Path, observed: dict[str, Extent]
 ) -> None:
@@ -156,11 +162,6 @@ def test_bias_correction_takes_the_mean_error_out(
     means = {name: seen.channel_mean for name, seen in observed.items()}
     insert_qdq(model, recipe, thresholds(observed), means)
 
-    def value(of: ir.Model, name: str) -> np.ndarray:
-        tensor = of.graph.initializers[name].const_value
-        assert tensor is not None
-        return tensor.numpy().astype(np.float64)
-
     name = "stage2.0.mlp.fc2"
     mean = means["stage2.0.mlp.act.Gelu.out"]
     dequantized = value(model, f"{name}.weight.T.int8") * value(model, f"{name}.weight.T.scale")
@@ -169,3 +170,26 @@ def test_bias_correction_takes_the_mean_error_out(
     uncorrected = mean @ dequantized + value(plain, f"{name}.bias")
     np.testing.assert_allclose(corrected, expected, atol=1e-6)
     assert np.abs(uncorrected - expected).max() > 1e-5
+
+
+def test_a_depthwise_convolution_of_several_outputs_a_channel(trained_v2_nano: Path) -> None:
+    """A scale and a corrected bias for each of the 16 outputs of each of the 64 channels."""
+    recipe = msgspec.structs.replace(INT8, quantize=("up",), corrections=Corrections(bias=True))
+    plain, model = ir.load(trained_v2_nano), ir.load(trained_v2_nano)
+    seen = measure(plain, observed_tensors(plain, recipe), lambda _done: [IMAGES])
+    means = {name: extent.channel_mean for name, extent in seen.items()}
+    report = insert_qdq(model, recipe, thresholds(seen), means)
+    assert report.quantized == {"up": 5}
+    name = "stage2.0.attn.up"
+    weight, scales = value(plain, f"{name}.weight"), value(model, f"{name}.weight.scale")
+    assert (weight.shape, scales.shape) == ((1024, 1, 3, 3), (1024,))
+    stored = value(model, f"{name}.weight.int8") * scales[:, None, None, None]
+    convolution = next(node for node in plain.graph if node.name == f"{name}.Conv")
+    source = convolution.inputs[0]
+    assert source is not None
+    mean = means[source.name or ""].repeat(16)
+    expected = weight.sum(axis=(1, 2, 3)) * mean + value(plain, f"{name}.bias")
+    corrected = stored.sum(axis=(1, 2, 3)) * mean + value(model, f"{name}.bias")
+    uncorrected = stored.sum(axis=(1, 2, 3)) * mean + value(plain, f"{name}.bias")
+    np.testing.assert_allclose(corrected, expected, atol=1e-5)
+    assert np.abs(uncorrected - expected).max() > 1e-4

@@ -34,7 +34,8 @@ def to_deploy(
     """
     dtype = next(model.parameters()).dtype
     deployed = copy.deepcopy(model).eval().requires_grad_(False).double()
-    fired = {rewrite.__name__: rewrite(deployed) for rewrite in REWRITES[type(model)](form)}
+    rewrites = next(found for family, found in REWRITES.items() if isinstance(model, family))
+    fired = {rewrite.__name__: rewrite(deployed) for rewrite in rewrites(form)}
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     expected = {"fold_batch_norm": norms, "split_key_value": len(blocks(model))}
     for name, count in expected.items():
