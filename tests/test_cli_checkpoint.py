@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rest_deploy.artifact import read_sidecar
+from rest_deploy.cards import load_card
+from rest_deploy.model.family import build
 from rest_deploy.runtime.session import Session
 from rest_deploy.verbs.calibrate import Images, calibrate
 from rest_deploy.verbs.gate import gate_data
@@ -114,7 +116,7 @@ def test_neither_variant_nor_checkpoint(command: str, tmp_path: Path) -> None:
             "none",
             ["fits no known variant", "closest is 'nano'", "unexpected stage1.1.norm1.weight"],
         ),
-        ("maps", ["feature maps"]),
+        ("maps", ["feature maps", "no embedding", "--output features"]),
         ("head", ["missing head.bias"]),
     ],
 )
@@ -135,5 +137,40 @@ def test_what_export_refuses(
     path = tmp_path / "weights.pth"
     torch.save(state, path)
     with untouched(tmp_path):
-        result = run("export", "--checkpoint", path, "--output-dir", tmp_path / "out")
+        wanted = ["--output", "embedding"] if change == "maps" else []
+        result = run("export", "--checkpoint", path, "--output-dir", tmp_path / "out", *wanted)
     refused(result, 3, "weights.pth", *words)
+
+
+def test_a_segmenter_of_v2_gives_its_normalized_maps(tmp_path: Path) -> None:
+    """As mmseg saves one: no head, no last norm, a norm for the output of each stage."""
+    card = load_card("v2-nano")
+    torch.manual_seed(2)
+    module = build(card.architecture, 0)
+    names = module.OUTPUT_NORMS
+    module.add_output_norms(names, card.architecture.dims)
+    for name in names:
+        norm = getattr(module, name)
+        torch.nn.init.normal_(norm.weight, 1.0, 0.1)
+        torch.nn.init.normal_(norm.bias, 0.0, 0.1)
+    state = {f"backbone.{name}": value for name, value in module.state_dict().items()
+             if not name.startswith("norm.")}  # fmt: skip
+    state["decode_head.conv_seg.weight"] = torch.zeros(3, 4)
+    path = tmp_path / "iter_160000.pth"
+    torch.save({"meta": {"iter": 160000}, "state_dict": state}, path)
+    said = done("export", "--checkpoint", path, "--output-dir", tmp_path / "out")
+    assert "variant v2-nano, guessed" in said
+    assert "as detectors have them: norm_1, norm_2, norm_3, norm_4" in " ".join(said.split())
+    (model,) = (tmp_path / "out").glob("*.onnx")
+    session = Session.open(model)
+    assert [output.name for output in session.metadata.gives] == ["c2", "c3", "c4", "c5"]
+    image = synthetic_images(Case(batch=2, height=64, width=96))
+    found = session.run_normalized(image)
+    with torch.inference_mode():
+        shown = module.eval().behind_norms(module.features(torch.from_numpy(image)))
+        c5 = shown.tokens.transpose(1, 2).reshape(shown.grid.shape)
+    for name, expected in zip(("c2", "c3", "c4", "c5"), (*shown[:3], c5), strict=True):
+        assert np.allclose(found[name], expected.numpy(), atol=1e-3), name
+    with torch.inference_mode():
+        before = module.features(torch.from_numpy(image)).c2.numpy()
+    assert not np.allclose(found["c2"], before, atol=0.1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from rest_deploy import artifact, verbs
 from rest_deploy.api.given import PathLike, Sizes, path_of
 from rest_deploy.contracts import InstanceNormForm, Precision, Rest
+from rest_deploy.signature import InputKind, OutputKind
 from rest_deploy.verbs import (
     BenchWishes,
     BuildReport,
@@ -181,6 +183,9 @@ def deploy(
     labels: str | None = None,
     input_size: int | None = None,
     resize: int | None = None,
+    outputs: Sequence[OutputKind] = (),
+    unit_length: bool = False,
+    input_kind: InputKind = "float",
     backend: str = "auto",
     precision: Precision = "int8",
     recipe: str | None = None,
@@ -222,6 +227,9 @@ def deploy(
             labels=labels,
             input_size=input_size,
             resize=resize,
+            outputs=tuple(outputs),
+            unit_length=unit_length,
+            input_kind=input_kind,
         ),
         Request(
             precision=precision,

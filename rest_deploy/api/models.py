@@ -10,6 +10,7 @@ from rest_deploy import artifact, verbs
 from rest_deploy.api.given import PathLike, Sizes, path_of
 from rest_deploy.contracts import InstanceNormForm, ModelCard
 from rest_deploy.errors import require
+from rest_deploy.signature import InputKind, OutputKind
 from rest_deploy.verbs import ExportReport, Progress, silent
 from rest_deploy.verify.parity import ParityReport
 
@@ -69,13 +70,18 @@ def export(
     input_size: int | None = None,
     resize: int | None = None,
     seed: int = 0,
+    outputs: Sequence[OutputKind] = (),
+    unit_length: bool = False,
+    input_kind: InputKind = "float",
     progress: Progress = silent,
 ) -> ExportReport:
     """A checkpoint as an ONNX file, proven against PyTorch in float64 before it gets its name.
 
     The file takes any batch, height and width; its sidecar (.json beside it) says what it was made
-    from. output_dir: left out, the workspace. labels: a file with one class name a line. The rest:
-    see `load_model`.
+    from. output_dir: left out, the workspace. labels: a file with one class name a line. outputs:
+    what the graph gives, in order; left out: logits, without a head the embedding. unit_length: the
+    embedding has L2 norm 1. input_kind: "uint8" takes RGB pixels (N, H, W, 3). The rest: see
+    `load_model`.
 
     Raises what `load_model` raises, `OutputError`, and `VerificationError` where the exported graph
     does not compute the same function.
@@ -100,6 +106,9 @@ def export(
         input_size=input_size,
         resize=resize,
         seed=seed,
+        outputs=outputs,
+        unit_length=unit_length,
+        input_kind=input_kind,
         progress=progress,
     )
 

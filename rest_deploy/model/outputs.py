@@ -94,6 +94,8 @@ class Outputs(nn.Module):
             embedding = self._backbone.pool(features.tokens)
         if embedding is not None and kinds & {"logits", "probabilities"}:
             logits = self._backbone.head(embedding)
+        if "features" in kinds:
+            features = self._backbone.behind_norms(features)
         found = tuple(self._one(o, features, embedding, logits) for o in self.outputs)
         return found if len(found) > 1 else found[0]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,13 +107,9 @@ def export(
         card = source.card
         _check_form(instance_norm, card)
         loaded = load_model(card, source.checkpoint, num_classes=num_classes, seed=seed)
-    wanted = tuple(outputs) if outputs or loaded.pooled else ("features",)
-    if not loaded.pooled and set(wanted) != {"features"}:
-        raise CheckpointError(
-            f"{checkpoint} has neither a head nor the norm before it: it gives feature maps, no "
-            "embedding and no logits",
-            hint="--output features",
-        )
+    wanted = tuple(outputs)
+    if not loaded.pooled:
+        wanted = _of_maps(wanted, checkpoint)
     given = outputs_for(wanted, card.architecture, loaded.num_classes, unit_length=unit_length)
     used_opset = graph_export.DEFAULT_OPSET if opset is None else opset
     metadata = ModelMetadata(
@@ -171,13 +167,13 @@ def export(
             command=_command(
                 variant if isinstance(variant, str) else card.variant,
                 metadata,
-                (
-                    ("--checkpoint", checkpoint),
-                    ("--checkpoint-key", checkpoint_key),
-                    ("--num-classes", num_classes),
-                    ("--input-size", input_size),
-                    ("--resize", resize),
-                ),
+                {
+                    "--checkpoint": checkpoint,
+                    "--checkpoint-key": checkpoint_key,
+                    "--num-classes": num_classes,
+                    "--input-size": input_size,
+                    "--resize": resize,
+                },
             ),
         )
         publish(staged, target, sidecar)
@@ -192,6 +188,17 @@ def export(
         warnings=(*source.warnings, *warnings),
         notes=source.notes,
     )
+
+
+def _of_maps(outputs: tuple[OutputKind, ...], checkpoint: Path | None) -> tuple[OutputKind, ...]:
+    """What a backbone without the norm before the pooling gives: feature maps, and nothing else."""
+    if set(outputs) - {"features"}:
+        raise CheckpointError(
+            f"{checkpoint} has neither a head nor the norm before it: it gives feature maps, no "
+            "embedding and no logits",
+            hint="--output features",
+        )
+    return ("features",)
 
 
 def _check_form(instance_norm: InstanceNormForm, card: ModelCard) -> None:
@@ -229,10 +236,10 @@ def _prove(
     from rest_deploy.runtime.session import Session
 
     session, limit = Session.open(staged), bound(metadata)
-    images = images_for(metadata, synthetic_images)
     side = metadata.card.preprocessing.crop
     own = Case(batch=1, height=side, width=side)
     cases = EXPORT_CASES if own in EXPORT_CASES else (*EXPORT_CASES, own)
+    images = images_for(metadata, synthetic_images)
     results = compare(session.run_normalized, reference.all, metadata.gives, cases, images, limit)
     folded = metadata.instance_norm == "folded" or not metadata.card.architecture.attention_norm
     for result in results:
@@ -275,9 +282,12 @@ def _labels(
     return read_labels(packaged if classes == packaged_classes else "", classes)
 
 
-def _command(variant: str, metadata: ModelMetadata, options: Iterable[tuple[str, object]]) -> str:
+def _command(
+    variant: str, metadata: ModelMetadata, given: Mapping[str, Path | str | int | None]
+) -> str:
+    """given: options as the user gave them, None: not at all."""
     words = ["rest-deploy", "export", "--variant", variant]
-    for option, value in options:
+    for option, value in given.items():
         if value is not None:
             words += [option, str(value)]
     words += ["--instance-norm", metadata.instance_norm, "--opset", str(metadata.opset)]
