@@ -91,8 +91,10 @@ class Module:
                 config.cache.data += b"conv1=3us;"
             return None if self.fails else b"engine"
 
+        image = SimpleNamespace(dtype=SimpleNamespace(name="FLOAT"))
+        network = SimpleNamespace(get_input=lambda _index: image)
         return SimpleNamespace(
-            create_network=lambda _flags: None,
+            create_network=lambda _flags: network,
             create_builder_config=make,
             create_optimization_profile=lambda: SimpleNamespace(set_shape=lambda *_: None),
             build_serialized_network=run,
