@@ -36,6 +36,8 @@ import psutil
 
 from rest_deploy.artifact import sha256_file, to_json, write_text
 from rest_deploy.bench import environment
+from rest_deploy.contracts import ModelMetadata
+from rest_deploy.layout import layout_of
 from rest_deploy.runtime.session import Session
 
 PATH = click.Path(path_type=Path)
@@ -67,7 +69,7 @@ def main(
     # The program runs every .onnx on OpenVINO: the raw engine is the same one.
     on_openvino = program is not None and engine.suffix == ".onnx"
     session = Session.open(engine, backend="openvino" if on_openvino else None)
-    name, side = session.metadata.card.name, session.metadata.card.preprocessing.crop
+    side = session.metadata.card.preprocessing.crop
     session.warm_up([(count, 3, side, side) for count in dict.fromkeys((1, batch))])
     options = ["--max-batch", str(batch), "--queue", str(queue), *more.split()]
     if program is not None:
@@ -78,7 +80,7 @@ def main(
     with serving(engine, options, program) as (port, server):
 
         def load(count: int, duration: float, rate: float = 0.0) -> dict[str, Any]:
-            return generated(port, name, side, count, duration, rate)
+            return generated(port, session.metadata, count, duration, rate)
 
         load(clients, 1.0)
         for turn in range(rounds):
@@ -137,7 +139,10 @@ def main(
 
 def raw_engine(session: Session, batch: int, side: int, seconds: float) -> dict[str, float]:
     """One call after the other on the same images."""
-    images = np.random.default_rng(0).standard_normal((batch, 3, side, side)).astype(np.float32)
+    layout = layout_of(session.metadata.input_kind)
+    images = np.random.default_rng(0).standard_normal(layout.shape((batch, 3, side, side)))
+    images = (images * 50 + 128).clip(0, 255) if layout.dtype == "uint8" else images
+    images = images.astype(layout.dtype)
     taken = []
     own, begin = time.process_time(), time.perf_counter()
     while (now := time.perf_counter()) < begin + seconds:
@@ -167,11 +172,15 @@ def processor_time(server: psutil.Process, load: Callable[[], dict[str, Any]]) -
 
 
 def generated(
-    port: int, model: str, side: int, clients: int, seconds: float, rate: float
+    port: int, metadata: ModelMetadata, clients: int, seconds: float, rate: float
 ) -> dict[str, Any]:
-    command = [sys.executable, str(LOAD), "--port", str(port), "--model", model, "--side",
-               str(side), "--clients", str(clients), "--seconds", str(seconds), "--rate",
-               str(rate)]  # fmt: skip
+    """For the first output, as `raw_engine` asks for it."""
+    command = [
+        sys.executable, str(LOAD), "--port", str(port), "--model", metadata.card.name, "--output",
+        metadata.output_name, "--side", str(metadata.card.preprocessing.crop), "--clients",
+        str(clients), "--seconds", str(seconds), "--rate", str(rate),
+        *(["--pixels"] if metadata.input_kind == "uint8" else []),
+    ]  # fmt: skip
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 import numpy as np
+import numpy.typing as npt
 
 LATE = 0.1
 """Seconds."""
@@ -52,12 +53,18 @@ class Seen:
     last: float = 0.0
 
 
-def request(side: int, model: str, seed: int) -> bytes:
-    """A whole HTTP request for one image in binary."""
-    image = np.random.default_rng(seed).standard_normal((1, 3, side, side)).astype(np.float32)
-    tensor = {"name": "image", "datatype": "FP32", "shape": list(image.shape),
+def request(side: int, model: str, output: str, seed: int, *, pixels: bool) -> bytes:
+    """A whole HTTP request for one output of one image in binary. pixels: what the model takes."""
+    dice = np.random.default_rng(seed)
+    image: npt.NDArray[Any]
+    if pixels:
+        image, datatype = dice.integers(0, 256, (1, side, side, 3), dtype=np.uint8), "UINT8"
+    else:
+        image, datatype = dice.standard_normal((1, 3, side, side), dtype=np.float32), "FP32"
+    tensor = {"name": "image", "datatype": datatype, "shape": list(image.shape),
               "parameters": {"binary_data_size": image.nbytes}}  # fmt: skip
-    header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    wanted = {"name": output, "parameters": {"binary_data": True}}
+    header = json.dumps({"inputs": [tensor], "outputs": [wanted]}).encode()
     lines = [
         f"POST /v2/models/{model}/infer HTTP/1.1", "Host: localhost",
         f"Content-Length: {len(header) + image.nbytes}",
@@ -150,14 +157,21 @@ def summary(found: list[Seen], seconds: float, *, open_loop: bool) -> dict[str, 
 @click.command()
 @click.option("--port", type=int, required=True)
 @click.option("--model", required=True)
+@click.option("--output", default="logits", show_default=True)
+@click.option("--pixels", is_flag=True, help="The model takes uint8 (N, H, W, 3).")
 @click.option("--side", type=int, default=224)
 @click.option("--clients", type=int, default=32)
 @click.option("--seconds", type=float, default=5.0)
 @click.option("--rate", type=float, default=0.0, help="Requests a second, of all; 0: closed loop.")
-def main(port: int, model: str, side: int, clients: int, seconds: float, rate: float) -> None:
+def main(
+    port: int, model: str, output: str, pixels: bool, side: int, clients: int,
+    seconds: float, rate: float,
+) -> None:  # fmt: skip
     """Send requests, print what came back as JSON."""
     found = [Seen() for _ in range(clients)]
-    payloads = [request(side, model, seed) for seed in range(min(clients, 8))]
+    payloads = [
+        request(side, model, output, seed, pixels=pixels) for seed in range(min(clients, 8))
+    ]
     begin, own = time.monotonic() + 0.2, time.process_time()
     schedule = Schedule(begin, 1 / rate if rate else 0.0)
     threads = [
