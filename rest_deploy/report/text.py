@@ -125,7 +125,7 @@ def variants(listing: VariantTable) -> str:
             _number(row.parameters_m, 2),
             _number(row.gflops, 2),
             _number(row.published_top1, 1),
-            _number(row.published_parameters_m, 2),
+            _printed(row.published_parameters_m),
             _number(row.published_gflops, 1),
         )
         for row in listing.rows
@@ -240,6 +240,11 @@ def _counts(title: str, counts: Mapping[str, int]) -> str:
     """How often each transformation fired, wrapped."""
     listed = ", ".join(f"{name} {count}" for name, count in counts.items())
     return textwrap.fill(f"{title}: {listed}", WIDTH, subsequent_indent="  ")
+
+
+def _printed(value: float | None) -> str:
+    """With the digits that the paper has."""
+    return "-" if value is None else f"{value:g}"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from rest_deploy.cards import load_card
 from rest_deploy.model.cost import count
 
@@ -18,3 +20,12 @@ def test_cost_grows_with_the_area() -> None:
     small, large = count(architecture, 10, 64, 64), count(architecture, 10, 128, 128)
     assert small.parameters == large.parameters
     assert 4 < large.macs / small.macs < 8
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
+def test_v2_is_what_its_paper_prints(size: str) -> None:
+    """GFLOPs to the printed digit, everything counted; v1's paper prints a tenth less."""
+    card = load_card(f"v2-{size}")
+    assert card.published is not None
+    found = count(card.architecture, 1000, 224, 224)
+    assert found.macs / 1e9 == pytest.approx(card.published.gflops, abs=0.0501)
