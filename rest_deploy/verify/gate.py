@@ -212,6 +212,8 @@ def error_check(
 ) -> GateCheck:
     """Of one output; NaN is outside every bound."""
     limit = bounds.relative_error_fresh if fresh else bounds.relative_error
+    if output.stride:
+        limit = max(limit, bounds.map_error)
     name = "relative logit error" if output.kind == "logits" else f"relative error of {output.name}"
     return _at_most(name, metrics.relative_error(reference, actual), limit)
 

@@ -65,6 +65,16 @@ def test_neighbours() -> None:
     assert metrics.neighbours_kept(rows, np.zeros_like(rows)) == 0
 
 
+def test_neighbours_that_are_equally_near() -> None:
+    """The reference tells them apart by 4e-5: whichever the engine finds is as good."""
+    rows = np.array([[1, 0], [1, 0.02], [1, -0.0221], [-1, 0]], float)
+    swapped = rows[[0, 2, 1, 3]]
+    assert metrics.neighbours_kept(rows, swapped, tie=0) < 1
+    assert metrics.neighbours_kept(rows[:3], swapped[:3]) == 1
+    far = np.array([[1, 0], [1, 0.02], [1, -0.5], [-1, 0]], float)
+    assert metrics.neighbours_kept(far, far[[0, 2, 1, 3]]) < 1
+
+
 def test_kl_of_probabilities() -> None:
     logits = np.random.default_rng(0).standard_normal((3, 7)) * 4
     other = logits + 0.01 * np.random.default_rng(1).standard_normal((3, 7))
