@@ -42,7 +42,8 @@ class Output(Struct, frozen=True):
 
 
 MAPS = ("c2", "c3", "c4", "c5")
-"""Names of the stages' maps, before any norm: a classifier's weights have none for them."""
+"""Names of the stages' maps, before any norm: a classifier's weights have none for them; behind the
+norms of a detector's backbone, whose weights have."""
 
 
 def outputs_for(
