@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
+from rest_deploy.cards import load_card
 from rest_deploy.contracts import Profile
 from rest_deploy.engine.providers import ProviderOptions, settings
 from rest_deploy.graph.precision import to_sixteen_bit
 from rest_deploy.graph.tensors import at_shape
+from rest_deploy.preprocess import normalize
 from rest_deploy.quant.equalize import Site, sites
 
 
@@ -26,6 +29,25 @@ def test_axes(pixels_nano: Path) -> None:
     assert found["embedding"] == ["batch", 128]
     assert found["c4"] == ["batch", 96, "c4_height", "c4_width"]
     assert graph.node[0].op_type == "Cast", "NVIDIA's parser takes uint8 into nothing else"
+
+
+def test_pixels_are_normalized_bit_for_bit(pixels_nano: Path) -> None:
+    """ONNX Runtime's own division, on every value that a pixel can have."""
+    import onnxruntime
+
+    model = onnx.load(pixels_nano)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("pixels.Div_1.out", 1, None))
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 80, 3), np.uint8)
+    pixels.reshape(-1)[:768] = np.repeat(np.arange(256), 3)
+    (found,) = session.run(["pixels.Div_1.out"], {"image": pixels})
+    preprocessing = load_card("nano").preprocessing
+    expected = np.stack([normalize(image, preprocessing) for image in pixels])
+    np.testing.assert_array_equal(found, expected)
+    reversed_channels = np.stack([normalize(image[..., ::-1], preprocessing) for image in pixels])
+    assert not np.array_equal(found, reversed_channels)
 
 
 def test_shapes_follow_from_the_images(pixels_nano: Path) -> None:
