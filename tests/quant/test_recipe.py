@@ -43,7 +43,7 @@ def test_shipped_recipes_are_valid() -> None:
     int8, fp8 = load_recipe("int8"), load_recipe("fp8")
     assert (int8.format, fp8.format) == ("int8", "fp8")
     floating = set(ROLES) - set(int8.quantize)
-    assert floating == {"offset", "pa", "scores", "transform", "norm", "context", "sr"}
+    assert floating == {"offset", "pa", "scores", "transform", "norm", "context", "sr", "up"}
     assert set(int8.quantize) == {"stem", *load_recipe("int8-float-stem").quantize}
     openvino = load_recipe("int8-openvino")
     assert set(openvino.quantize) == {"scores", "context", *int8.quantize}
