@@ -105,6 +105,12 @@ class Accuracy(Struct, frozen=True):
     agreement: float | None
     kl: float | None
 
+    def __post_init__(self) -> None:
+        if (self.agreement is None) is not (self.kl is None):  # a NaN is stored as null
+            raise ValueError(
+                f"agreement and kl come together, got {self.agreement} and kl {self.kl or 'null'}"
+            )
+
 
 class BlockTime(Struct, frozen=True):
     """Of one run: a ResT block ("stem", "patch2", "stage1.0", "head") and what kind of work.

@@ -159,7 +159,9 @@ def test_the_gate_keeps_to_the_profiles(
     monkeypatch.setattr(provider, "OnnxRuntimeRunner", Runner)
     images = np.random.default_rng(0).standard_normal((16, 3, 224, 224)).astype(np.float32)
     run = infer(on("tensorrt", SMALL), exported_nano, DEFAULTS, metadata)
-    np.testing.assert_array_equal(run(images), images.mean((2, 3)))
+    answers = run(images)
+    assert list(answers) == ["logits"]
+    np.testing.assert_array_equal(answers["logits"], images.mean((2, 3)))
     assert sizes == [3, 3, 3, 3, 3, 1]
     sizes.clear()
     infer(on("cuda"), exported_nano, DEFAULTS, metadata)(images)
