@@ -177,6 +177,7 @@ def run_examples(name: str, value: object) -> tuple[int, list[str]]:
     return runner.tries, wrong
 
 
+@pytest.mark.slow
 def test_the_examples_run(folder: Path) -> None:
     for name in IN_ORDER:
         tried, wrong = run_examples(name, getattr(rest_deploy, name))

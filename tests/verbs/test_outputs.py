@@ -94,6 +94,7 @@ def test_nvidias_builder(
     assert report.build.fit.profiles[0].maximum == (4, 3, 224, 224)
 
 
+@pytest.mark.slow
 def test_bench_looks_at_every_output(of_pixels: Path) -> None:
     record = verbs.bench(
         (), BenchWishes(batches=(1,), seconds=0.2, images=16), workspace=of_pixels, command="test"
