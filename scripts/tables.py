@@ -152,14 +152,18 @@ def speed() -> str:
     return _speed("lite")
 
 
+def speed_lite_448() -> str:
+    return _speed("lite_448")
+
+
 def speed_base() -> str:
     return _speed("base")
 
 
-def _speed(variant: str) -> str:
+def _speed(name: str) -> str:
     """Median ms and ratio to ours on OpenVINO, of the engines of both groups at every shape."""
-    record = json.loads((RESULTS / f"speed_{variant}.json").read_text())
-    lines = []
+    record = json.loads((RESULTS / f"speed_{name}.json").read_text())
+    variant, lines = record["variant"], []
     for group, found in record["groups"].items():
         ratios = {(one["other"], one["shape"]): one for one in found["ratios"]}
         shapes = list(dict.fromkeys(_shape(point) for engine in found["engines"]
@@ -268,6 +272,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "receipts": receipts,
     "speed": speed,
     "speed_base": speed_base,
+    "speed_lite_448": speed_lite_448,
     "tensorrt_builds": tensorrt_builds,
     "triton": triton,
     "variants": variants,
