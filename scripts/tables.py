@@ -18,6 +18,7 @@ from rest_deploy.cards import available
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 RECEIPTS = ROOT / "calibration" / "receipts"
+BACKENDS = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 
 
 def instance_norm() -> str:
@@ -208,6 +209,25 @@ def receipts() -> str:
     return "\n".join(lines)
 
 
+def outputs() -> str:
+    """Error of every output of INT8 engines, and the neighbours that retrieval keeps."""
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("outputs_*.json"))]
+    columns = [
+        (f"{record['variant']}, {BACKENDS[name]}", row)
+        for record in found
+        for name, row in record["backends"].items()
+    ]
+    lines = [_row(["INT8", *(title for title, _ in columns)]), _row(["---"] * (1 + len(columns)))]
+    for name in columns[0][1]["relative_error"]:
+        lines.append(_row([f"error of {name}", *(f"{row['relative_error'][name]:.1e}"
+                                                  for _, row in columns)]))  # fmt: skip
+    lines.append(_row(["top-1 agreement", *(f"{row['agreement']:.1%}" for _, row in columns)]))
+    for name in columns[0][1]["neighbours"]:
+        lines.append(_row([f"nearest neighbour {name}", *(f"{row['neighbours'][name]:.1%}"
+                                                           for _, row in columns)]))  # fmt: skip
+    return "\n".join(lines)
+
+
 def harness() -> str:
     """Verdicts on two engines of one speed and on one slowed by 5 %."""
     record = json.loads((RESULTS / "harness.json").read_text())
@@ -269,6 +289,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "quantization": quantization,
     "quantization_latency": quantization_latency,
     "quantization_v2": quantization_v2,
+    "outputs": outputs,
     "receipts": receipts,
     "speed": speed,
     "speed_base": speed_base,

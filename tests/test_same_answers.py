@@ -35,12 +35,13 @@ CLOSE = 1e-4
 Float32 = npt.NDArray[np.float32]
 
 
-@pytest.fixture(scope="module")
-def engine(trained_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built for OpenVINO, which all of them run."""
+@pytest.fixture(scope="module", params=["trained_nano", "trained_v2_nano"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of each family; built for OpenVINO, which all of them run."""
     pytest.importorskip("openvino")
-    path = tmp_path_factory.mktemp("engine") / "rest_nano.onnx"
-    return onnx_for(trained_nano, path, backend="openvino", precision="fp32")
+    export: Path = request.getfixturevalue(request.param)
+    path = tmp_path_factory.mktemp("engine") / export.name
+    return onnx_for(export, path, backend="openvino", precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,7 @@ class TestCpp:
     def test_serve(self, engine: Path, files: list[Path], images: Float32, logits: Float32) -> None:
         server = start(built(), engine, "--fixed")
         url = server.url.removeprefix("http://")
-        asked = ask(url, "rest_nano", "image", images[:, None], "FP32", ["logits"])
+        asked = ask(url, engine.stem, "image", images[:, None], "FP32", ["logits"])
         best = [server.post("/classify?top=1", path.read_bytes()) for path in files]
         stop(server)
         check_logits(asked[0], logits)

@@ -18,10 +18,8 @@ WIDE = verbs.Wishes((LEAST,), (USUAL,), ("32x3x512x512",))
 TIERS = verbs.Wishes((LEAST, LEAST), (USUAL, "2x3x512x512"), ("32x3x224x224", "8x3x512x512"))
 
 
-@pytest.mark.parametrize(
-    "variant",
-    ["lite", *(pytest.param(v, marks=pytest.mark.slow) for v in ("small", "base", "large"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["lite", "small", "base", "large"])
 def test_all_precisions(variant: str, tmp_path: Path) -> None:
     """The build itself proves the precision; scratch memory of tiers is a third or less."""
     model = Path(verbs.export(variant, output_dir=tmp_path, opset=22).path)
