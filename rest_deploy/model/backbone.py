@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
@@ -54,7 +55,7 @@ class MapLayerNorm(nn.LayerNorm):
         return to_grid(super().forward(to_tokens(x)), x)
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """A family's module: `features` and what a detector's norms do are its own, the rest is the
     same for all."""
 
@@ -69,13 +70,13 @@ class Backbone(nn.Module):
     norm: nn.LayerNorm
     head: nn.Linear | nn.Identity
 
+    @abstractmethod
     def features(self, image: Tensor) -> Features:
         """image: (B, 3, H, W), normalized."""
-        raise NotImplementedError
 
+    @abstractmethod
     def behind_norms(self, features: Features) -> Features:
         """The maps and tokens as a detector takes them: normalized, where it has norms for that."""
-        raise NotImplementedError
 
     def add_output_norms(self, names: Iterable[str], dims: Sequence[int]) -> None:
         """Some of `OUTPUT_NORMS`, not trained yet. dims: channels of the stages."""
