@@ -32,7 +32,7 @@ from rest_deploy.verify.parity import load_reference
 PATH = click.Path(path_type=Path)
 BACKENDS = ("openvino", "onnxruntime")
 SEED = 7
-"""Of the crops; neither calibration nor the gate takes them."""
+"""Of the crops, which are of the held-out split; calibration takes the other one."""
 
 Array = npt.NDArray[np.floating]
 
@@ -86,7 +86,7 @@ def _row(exact: dict[str, Array], found: dict[str, Array], photo: list[int]) -> 
         name: metrics.relative_error(expected, found[name]) for name, expected in exact.items()
     }
     before, after = exact["embedding"], found["embedding"]
-    of, by = np.asarray(photo), (_nearest(before), _nearest(after))
+    of, by = np.asarray(photo), (metrics.nearest(before), metrics.nearest(after))
     return {
         "relative_error": errors,
         "agreement": metrics.agreement(exact["logits"], found["logits"]),
@@ -96,13 +96,6 @@ def _row(exact: dict[str, Array], found: dict[str, Array], photo: list[int]) -> 
             "of the same photo as before": float((of[by[0]] == of[by[1]]).mean()),
         },
     }
-
-
-def _nearest(embeddings: Array) -> npt.NDArray[np.intp]:
-    """Index of the other row of greatest cosine. embeddings: (N, C), of unit length."""
-    similar = embeddings.astype(np.float64) @ embeddings.astype(np.float64).T
-    np.fill_diagonal(similar, -np.inf)
-    return np.asarray(similar.argmax(axis=1))
 
 
 if __name__ == "__main__":

@@ -77,6 +77,11 @@ def neighbours_kept(reference: Array, actual: Array, tie: float = TIE) -> float:
     return float((kept & np.isfinite(found[rows, nearest])).mean())
 
 
+def nearest(embeddings: Array) -> npt.NDArray[np.intp]:
+    """(N, C) -> (N,): of each image, the other one of greatest cosine."""
+    return np.asarray(np.argmax(_similarities(embeddings), axis=1))
+
+
 def agreement(reference: Array, actual: Array) -> float:
     """Fraction of images with the same top-1 class."""
     finite = np.isfinite(actual).all(axis=1)

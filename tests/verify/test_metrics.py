@@ -94,3 +94,9 @@ def test_maps_are_compared_whole() -> None:
     maps = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
     assert metrics.cosine(maps, maps * 2) == pytest.approx(1)
     assert metrics.cosine(maps, maps[:, ::-1]) < 0.9
+
+
+def test_nearest() -> None:
+    """By angle, not by length, and never itself."""
+    rows = np.array([[1.0, 0.0], [5.0, 0.5], [0.0, 1.0], [0.2, 9.0]])
+    assert metrics.nearest(rows).tolist() == [1, 0, 3, 2]
