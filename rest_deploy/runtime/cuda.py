@@ -80,6 +80,9 @@ class Cuda(Protocol):
     def synchronize_event(self, event: int) -> None:
         """The host waits for the event."""
 
+    def happened(self, event: int) -> bool:
+        """Whether it has; nobody waits."""
+
     def elapsed_ms(self, start: int, end: int) -> float:
         """Between two events that have happened."""
 

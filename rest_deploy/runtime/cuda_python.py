@@ -12,6 +12,9 @@ DEVICE_TYPE = 2
 """DLPack's kDLCUDA."""
 
 OUT_OF_MEMORY = 2
+NOT_READY = 600
+"""cudaErrorNotReady, CUDA_ERROR_NOT_READY: no failure."""
+
 LESS_MEMORY = "smaller batches, fewer contexts, or an engine with less scratch"
 
 MEANINGS = {
@@ -96,6 +99,12 @@ class CudaPython:
 
     def synchronize_event(self, event: int) -> None:
         self._ask("cudaEventSynchronize", event)
+
+    def happened(self, event: int) -> bool:
+        (status,) = self._cuda.cudaEventQuery(event)
+        if int(status) not in (0, NOT_READY):
+            raise failure("cudaEventQuery", int(status), str(status.name))
+        return int(status) == 0
 
     def elapsed_ms(self, start: int, end: int) -> float:
         return float(self._ask("cudaEventElapsedTime", start, end))

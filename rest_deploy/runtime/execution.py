@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -100,6 +100,7 @@ class Lane:
         self._runs = 0
         self._events: tuple[int, ...] = ()
         self._enqueue_ms = 0.0
+        self._held: deque[tuple[Callable[[], bool], object]] = deque()
         self.uncapturable: dict[Dims, str] = {}
         """Shapes whose graph could not be captured, and why; they run without one."""
 
@@ -187,6 +188,17 @@ class Lane:
         self._address(context, source, targets)
         self._enqueue(context)
 
+    def hold(self, over: Callable[[], bool], what: object) -> None:
+        """Keep what enqueued work uses until it is over. From any thread."""
+        self._held.append((over, what))
+
+    def drop_finished(self) -> None:
+        """Let go of what was held for work that is over."""
+        for _ in range(len(self._held)):  # `hold` may append meanwhile
+            over, what = self._held.popleft()
+            if not over():
+                self._held.append((over, what))
+
     def order(self, first: int, second: int) -> None:
         """Later work of the second stream waits for what is on the first now."""
         event = self._cuda.create_event()
@@ -200,6 +212,7 @@ class Lane:
         """Give everything back, once its work is done."""
         with released(self._cuda):
             self._cuda.synchronize(self.stream)
+        self._held.clear()
         self._drop_graphs()
         self._contexts.clear()
         for buffer in (self._input, self._scratch, *self._outputs.values()):
@@ -306,12 +319,7 @@ class Lane:
             # The first enqueue after a change of shape does work that must not be in the graph.
             self._enqueue(context)
             cuda.synchronize(self.stream)
-            cuda.begin_capture(self.stream)
-            accepted = context.execute_async_v3(self.stream)
-            graph = cuda.end_capture(self.stream)
-            if not accepted:
-                cuda.destroy_graph(graph)
-                raise engine.refused("to be captured in a CUDA graph")
+            graph = self._recorded(context)
         except DeviceError as error:
             self.uncapturable[shape] = error.message
             log.warning("%s runs without a CUDA graph: %s", "x".join(map(str, shape)), error)
@@ -320,6 +328,26 @@ class Lane:
             _, old = self._captured.popitem(last=False)
             cuda.destroy_graph(old.graph)
         self._captured[shape] = Captured(graph, context)
+
+    def _recorded(self, context: Any) -> int:
+        """One enqueue as a graph. Whatever happens, the stream does not stay capturing. Raises
+        `DeviceError`."""
+        cuda = self._cuda
+        cuda.begin_capture(self.stream)
+        accepted, graph = False, 0
+        try:
+            accepted = context.execute_async_v3(self.stream)
+        finally:
+            try:
+                graph = cuda.end_capture(self.stream)
+            except DeviceError:
+                if accepted:
+                    raise  # else TensorRT's reason is the better one
+            if graph and not accepted:
+                cuda.destroy_graph(graph)
+        if not accepted:
+            raise self._engine.refused("to be captured in a CUDA graph")
+        return graph
 
     def _drop_graphs(self) -> None:
         while self._captured:

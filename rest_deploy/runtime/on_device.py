@@ -29,24 +29,38 @@ class Wanted:
     shape: tuple[int, ...]
 
 
-class _Result:
-    """Keeps alive what the enqueued work uses: its input, its output, the event of its end."""
+class Moment:
+    """The end of what is on a stream now."""
 
-    def __init__(self, cuda: Cuda, parts: tuple[object, ...], done: int) -> None:
-        self._parts = parts
+    def __init__(self, cuda: Cuda, stream: int) -> None:
         self._cuda = cuda
-        self.done = done
-        if done:
-            weakref.finalize(self, _destroy, cuda, done)
+        self._event = cuda.create_event()
+        weakref.finalize(self, _destroy, cuda, self._event)
+        cuda.record(self._event, stream)
 
     def order(self, consumer: int | None) -> None:
-        if not self.done:
-            return
+        """Let that stream, None for the host, wait for it."""
         with self._cuda.current():
             if consumer is None:
-                self._cuda.synchronize_event(self.done)
+                self._cuda.synchronize_event(self._event)
             else:
-                self._cuda.wait(consumer, self.done)
+                self._cuda.wait(consumer, self._event)
+
+    def over(self) -> bool:
+        """Whether it has come. Called with the GPU current."""
+        return self._cuda.happened(self._event)
+
+
+class _Result:
+    """Keeps alive what the enqueued work uses: its input, its output, the moment of its end."""
+
+    def __init__(self, parts: tuple[object, ...], done: Moment | None) -> None:
+        self._parts = parts
+        self._done = done
+
+    def order(self, consumer: int | None) -> None:
+        if self._done is not None:
+            self._done.order(consumer)
 
 
 def run_on_device(
@@ -64,6 +78,7 @@ def run_on_device(
     name; the others get memory of their own.
     """
     caller = None if stream is None else stream_handle(stream)
+    lane.drop_finished()
 
     def wait(other: int) -> None:
         lane.order(other, lane.stream)
@@ -76,30 +91,32 @@ def run_on_device(
     if foreign:
         raise InputError(f"the engine has no output {foreign[0]!r}, but {', '.join(made)}")
     pointers: dict[str, int] = {}
-    owners: list[object] = []
+    borrowed: list[object] = [source]
+    owned: list[object] = []
     for name, one in made.items():
         if name in out:
             target = borrow(out[name], lane.stream, wait=wait)
             what = "output" if len(made) == 1 else f"output {name}"
             _check(target, Wanted(what, one.dtype, one.shape), cuda)
             pointers[name] = target.pointer
-            owners.append(target)
+            borrowed.append(target)
         else:
             buffer = DeviceBuffer(cuda)
             buffer.reserve(one.size)
             pointers[name] = buffer.pointer
-            owners.append(buffer)
+            owned.append(buffer)
     if caller is not None:
         lane.order(caller, lane.stream)
     lane.enqueue(index, source.shape, source.pointer, pointers)  # type: ignore[arg-type]  # as above
-    done = 0
+    done = None
     if caller is None:
         cuda.synchronize(lane.stream)
     else:
-        done = cuda.create_event()
-        cuda.record(done, lane.stream)
-        cuda.wait(caller, done)
-    result = _Result(cuda, (source, *owners), done)
+        done = Moment(cuda, lane.stream)
+        done.order(caller)
+    result = _Result((*borrowed, *owned), done)
+    if done is not None:
+        weakref.finalize(result, _outlive, lane, cuda, done, borrowed)
     return {
         name: DeviceArray(
             pointers[name], one.shape, one.dtype, cuda.device_type, cuda.ordinal, caller or 0,
@@ -150,6 +167,14 @@ def _check(view: DeviceView, wanted: Wanted, cuda: Cuda) -> None:
             f"the {wanted.what} begins at no multiple of {ALIGNMENT} bytes (part of a larger "
             "tensor?), which TensorRT demands; pass a copy of it"
         )
+
+
+def _outlive(lane: Lane, cuda: Cuda, done: Moment, borrowed: list[object]) -> None:
+    """An answer dropped early, as by a caller who named its memory: what was borrowed for the work
+    must not go back to its owner, who would use it again, before the work has read it."""
+    with released(cuda):
+        if not done.over():
+            lane.hold(done.over, borrowed)
 
 
 def _destroy(cuda: Cuda, event: int) -> None:

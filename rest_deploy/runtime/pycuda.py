@@ -16,7 +16,7 @@ from typing import Any
 
 from rest_deploy.cuda_driver import load_library
 from rest_deploy.errors import DeviceError, DeviceMemoryError, require
-from rest_deploy.runtime.cuda_python import DEVICE_TYPE, LESS_MEMORY, failure
+from rest_deploy.runtime.cuda_python import DEVICE_TYPE, LESS_MEMORY, NOT_READY, failure
 
 NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING; PyCUDA passes it on."""
@@ -117,6 +117,9 @@ class PyCuda:
     def synchronize_event(self, event: int) -> None:
         self._ask("cuEventSynchronize", Handle(event))
 
+    def happened(self, event: int) -> bool:
+        return not self._ask("cuEventQuery", Handle(event), allowed=NOT_READY)
+
     def elapsed_ms(self, start: int, end: int) -> float:
         answer = ctypes.c_float()
         self._ask("cuEventElapsedTime", ctypes.byref(answer), Handle(start), Handle(end))
@@ -145,12 +148,14 @@ class PyCuda:
         self._ask(function, ctypes.byref(answer), *arguments)
         return int(answer.value or 0)
 
-    def _ask(self, function: str, *arguments: Any) -> None:
-        code = getattr(self._library, function)(*arguments)
-        if code:
+    def _ask(self, function: str, *arguments: Any, allowed: int = 0) -> int:
+        """Call a function that answers a status: 0, or `allowed`; others are raised."""
+        code = int(getattr(self._library, function)(*arguments))
+        if code not in (0, allowed):
             name = ctypes.c_char_p()
             self._library.cuGetErrorName(ctypes.c_int(code), ctypes.byref(name))
             raise failure(function, code, (name.value or b"an unknown error").decode())
+        return code
 
     @contextmanager
     def _translated(self, function: str) -> Iterator[None]:

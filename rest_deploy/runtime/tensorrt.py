@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,8 @@ from rest_deploy.runtime.exchange import DeviceArray
 from rest_deploy.runtime.execution import DeviceTimes, Lane
 from rest_deploy.runtime.kernel_cache import KernelCache
 from rest_deploy.runtime.on_device import Wanted, run_on_device
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -129,14 +131,7 @@ class TensorRtRunner:
         """See `contracts.Runner`. Raises `ShapeError` outside every profile, `DeviceError`."""
         images = feeds[self.input_name]
         profile = self._profile(images.shape)
-        while True:
-            try:
-                with self._lane() as lane:
-                    answer = lane.run(profile, images)
-                break
-            except DeviceMemoryError as error:
-                if not self._do_with_fewer(error):
-                    raise
+        answer = self._on_a_lane(lambda lane: lane.run(profile, images))
         self._keep_kernels(images.shape)
         return answer
 
@@ -146,8 +141,7 @@ class TensorRtRunner:
         """`infer`, with what the GPU's own clock says of its parts; for measurements."""
         images = feeds[self.input_name]
         profile = self._profile(images.shape)
-        with self._lane() as lane:
-            answer, times = lane.run_timed(profile, images)
+        answer, times = self._on_a_lane(lambda lane: lane.run_timed(profile, images))
         self._keep_kernels(images.shape)
         return answer, times
 
@@ -156,9 +150,9 @@ class TensorRtRunner:
     ) -> dict[str, DeviceArray]:
         """See `Session.run_all_on_device`."""
         wanted = Wanted("input", self.input_dtype, self._layout.shape((-1, 3, -1, -1)))
-        with self._lane() as lane:
-            answer = run_on_device(lane, self.cuda, wanted, self._profile, images, out, stream)
-        return answer
+        return self._on_a_lane(
+            lambda lane: run_on_device(lane, self.cuda, wanted, self._profile, images, out, stream)
+        )
 
     def lanes(self) -> tuple[Lane, ...]:
         """Those made so far: what they captured, what memory they hold."""
@@ -270,6 +264,16 @@ class TensorRtRunner:
         if dims[1] != 3:
             raise ShapeError(f"got images of shape {shape}; expected {self._layout.words}")
         return profile_for(self.profiles, dims)
+
+    def _on_a_lane(self, work: Callable[[Lane], T]) -> T:
+        """`work` with a lane of its own; where memory runs out, on one of fewer lanes."""
+        while True:
+            try:
+                with self._lane() as lane:
+                    return work(lane)
+            except DeviceMemoryError as error:
+                if not self._do_with_fewer(error):
+                    raise
 
     @contextmanager
     def _lane(self) -> Iterator[Lane]:

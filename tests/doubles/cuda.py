@@ -133,6 +133,11 @@ class SimulatedCuda:
         with self._lock:
             self._drain(*self._events[event])
 
+    def happened(self, event: int) -> bool:
+        self._must_be_current()
+        stream, position = self._events[event]
+        return stream.done >= position
+
     def elapsed_ms(self, start: int, end: int) -> float:
         return float(self._events[end][1] - self._events[start][1])
 

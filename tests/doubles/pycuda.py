@@ -147,6 +147,9 @@ class SimulatedLibrary:
         self._cuda.synchronize_event(_handle(event))
         return 0
 
+    def cuEventQuery(self, event: Any) -> int:
+        return 0 if self._cuda.happened(_handle(event)) else 600
+
     def cuStreamWaitEvent(self, stream: Any, event: Any, flags: Any) -> int:
         assert flags.value == 0
         self._cuda.wait(_handle(stream), _handle(event))

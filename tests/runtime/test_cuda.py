@@ -104,10 +104,27 @@ def test_the_host_waits_for_an_event(cuda: Cuda) -> None:
     cuda.copy_in(device.pointer, source.pointer, values.nbytes, stream)
     cuda.copy_out(target.pointer, device.pointer, values.nbytes, stream)
     cuda.record(event, stream)
+    cuda.happened(event)  # true or not, on a GPU: what matters is what it says afterwards
     cuda.synchronize_event(event)
+    assert cuda.happened(event)
     np.testing.assert_array_equal(target.array(values.shape, "float32"), values)
     cuda.destroy_event(event)
     cuda.destroy_stream(stream)
+
+
+def test_an_event_that_has_not_happened() -> None:
+    """Asked, not waited for; the simulation does nothing before somebody waits."""
+    cuda = SimulatedCuda()
+    with cuda.current():
+        values = numbers(1000)
+        stream, event, device = cuda.create_stream(), cuda.create_event(), DeviceBuffer(cuda)
+        device.reserve(values.nbytes)
+        source = pinned(cuda, values)
+        cuda.copy_in(device.pointer, source.pointer, values.nbytes, stream)
+        cuda.record(event, stream)
+        assert not cuda.happened(event)
+        cuda.synchronize(stream)
+        assert cuda.happened(event)
 
 
 def test_time_between_events(cuda: Cuda) -> None:
@@ -236,6 +253,7 @@ CALLS: dict[str, Callable[[CudaPython], object]] = {
     "cudaEventRecord": lambda cuda: cuda.record(77, 78),
     "cudaStreamWaitEvent": lambda cuda: cuda.wait(77, 78),
     "cudaEventSynchronize": lambda cuda: cuda.synchronize_event(77),
+    "cudaEventQuery": lambda cuda: cuda.happened(77),
     "cudaEventElapsedTime": lambda cuda: cuda.elapsed_ms(77, 78),
     "cudaStreamBeginCapture": lambda cuda: cuda.begin_capture(77),
     "cudaStreamEndCapture": lambda cuda: cuda.end_capture(77),

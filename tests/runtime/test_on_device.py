@@ -150,6 +150,35 @@ def test_what_the_work_uses_lives_as_long_as_the_answer(
     assert cuda.held()["events"] == events - 1
 
 
+def test_an_answer_dropped_before_the_work_is_done(
+    session: Session, cuda: SimulatedCuda, expected: Float32
+) -> None:
+    """The caller named the memory and needs no answer object: the input must live on all the
+    same, and is let go by the first call after the work, or when the session closes."""
+    source, target = OnDevice(cuda, images(2, 64, 48)), OnDevice(cuda, 0 * expected)
+    alive = weakref.ref(source.buffer)
+    with cuda.current():
+        stream = cuda.create_stream()
+        session.run_on_device(source.array, out=target.array, stream=stream)
+        del source
+        gc.collect()
+        assert alive() is not None, "the work has yet to read it"
+        cuda.synchronize(stream)
+        assert np.abs(target.numpy - expected).max() < 1e-5
+        another = OnDevice(cuda, images(1, 64, 48))
+        session.run_on_device(another.array)
+        gc.collect()
+        assert alive() is None
+        alive = weakref.ref(another.buffer)
+        session.run_on_device(another.array, stream=stream)
+        del another
+        gc.collect()
+        assert alive() is not None
+        session.close()
+        gc.collect()
+        assert alive() is None
+
+
 def test_the_answer_outlives_the_session(
     session: Session, cuda: SimulatedCuda, expected: Float32
 ) -> None:
