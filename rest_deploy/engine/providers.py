@@ -112,7 +112,12 @@ def settings(name: str, options: ProviderOptions = DEFAULTS) -> dict[str, str]:
     if provider.name == "cpu":
         return {}
     if provider.name == "cuda":
-        return {"device_id": str(options.device), "enable_cuda_graph": _flag(options.cuda_graph)}
+        return {
+            "device_id": str(options.device),
+            "enable_cuda_graph": _flag(options.cuda_graph),
+            # On by default, and then float32 products have FP16's mantissa without a word.
+            "use_tf32": "0",
+        }
     return _tensorrt(options) if provider.name == "tensorrt" else _rtx(options)
 
 

@@ -6,7 +6,9 @@ import datetime
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +59,7 @@ Answers = dict[str, npt.NDArray[np.floating]]
 """Every output by name."""
 
 PYTORCH = "PyTorch fp32"
+PYTORCH_ON_GPU = "PyTorch fp32, cuda"
 WARM_UP = 2.0
 """Seconds, at most, before each shape and mode; less where the measurement itself is shorter."""
 
@@ -124,6 +127,9 @@ def bench(
             norms = norm_errors(source, eager(wishes.threads[0]), wishes.checkpoint, command)
     if eager is not None:
         subjects.insert(0, Subject(PYTORCH, eager))
+        if any(_on_gpu(one) for one in found) and _torch_has_gpu(notes):
+            # Before the other: what engines on a GPU have to beat.
+            subjects.insert(0, Subject(PYTORCH_ON_GPU, partial(eager, device="cuda")))
     plan = _plan(wishes, metadata, pixels=any(one.metadata.input_kind == "uint8" for one in found))
     compared = measure.compare(subjects, plan, counter)
     ceilings = _ceilings(found, wishes, progress)
@@ -134,7 +140,9 @@ def bench(
         if one is None:
             results.append(
                 EngineResult(
-                    label=PYTORCH, backend="PyTorch", precision="fp32", failed=measured.failed,
+                    label=measured.label,
+                    backend="PyTorch" if measured.label == PYTORCH else "PyTorch/cuda",
+                    precision="fp32", failed=measured.failed,
                     measurements=measured.measurements,
                 )
             )  # fmt: skip
@@ -179,9 +187,13 @@ def _opener(path: Path) -> Callable[[int], Session]:
     return open_engine
 
 
-def _eager(
-    metadata: ModelMetadata, wishes: BenchWishes, notes: list[str]
-) -> Callable[[int], Engine] | None:
+class OpenEager(Protocol):
+    """PyTorch as an engine, of so many threads, on "cpu" or "cuda"."""
+
+    def __call__(self, threads: int, /, device: str = "cpu") -> Engine: ...
+
+
+def _eager(metadata: ModelMetadata, wishes: BenchWishes, notes: list[str]) -> OpenEager | None:
     """PyTorch with the engines' weights; None, and a note, where one of the two is not here."""
     if not installed("torch"):
         notes.append("left out: PyTorch is not installed")
@@ -194,12 +206,22 @@ def _eager(
         notes.append(f"left out: PyTorch, since {error.message}")
         return None
 
-    def open_engine(threads: int) -> Engine:
+    def open_engine(threads: int, /, device: str = "cpu") -> Engine:
         from rest_deploy.model.eager import Eager
 
-        return Eager(module, threads, metadata.gives)
+        return Eager(module, threads, metadata.gives, device)
 
     return open_engine
+
+
+def _torch_has_gpu(notes: list[str]) -> bool:
+    """Whether PyTorch can be measured on the GPU too; a note where it cannot."""
+    import torch
+
+    if torch.cuda.is_available():
+        return True
+    notes.append(f"left out: PyTorch on the GPU, which torch {torch.__version__} does not see")
+    return False
 
 
 def _plan(wishes: BenchWishes, metadata: ModelMetadata, *, pixels: bool) -> Plan:
@@ -260,7 +282,7 @@ def _examined(
         failed = error.message
     return EngineResult(
         label=one.label,
-        backend=build.backend if build else "onnxruntime",
+        backend=_backend(one),
         precision=build.precision if build else "fp32",
         file=one.path.name,
         sha256=one.sidecar.sha256,
@@ -292,8 +314,20 @@ def _growth(found: Sequence[Found], results: Sequence[EngineResult]) -> tuple[Gr
 
 def _on_cpu(one: Found) -> bool:
     """Where layers are timed."""
+    return not _on_gpu(one)
+
+
+def _on_gpu(one: Found) -> bool:
     build = one.sidecar.build
-    return one.path.suffix == ".onnx" and (build is None or build.provider in ("", "cpu"))
+    return one.path.suffix == ".engine" or (build is not None and build.provider not in ("", "cpu"))
+
+
+def _backend(one: Found) -> str:
+    """ "openvino", or with a provider of ONNX Runtime's "onnxruntime/cuda"."""
+    build = one.sidecar.build
+    if build is None:
+        return "onnxruntime"
+    return build.backend + (f"/{build.provider}" if build.provider not in ("", "cpu") else "")
 
 
 def _accuracy(one: Found, data: GateData, expected: Answers) -> Accuracy:

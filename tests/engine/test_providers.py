@@ -53,14 +53,17 @@ def test_precision_is_never_a_setting(name: str) -> None:
 
 def test_settings_without_options() -> None:
     assert settings("cpu") == {}
-    assert settings("cuda") == {"device_id": "0", "enable_cuda_graph": "0"}
+    plain = {"enable_cuda_graph": "0", "use_tf32": "0"}
+    assert settings("cuda") == {"device_id": "0", **plain}
     assert settings("tensorrt") == {"device_id": "0", "trt_cuda_graph_enable": "0"}
     assert settings("nv-tensorrt-rtx") == {"enable_cuda_graph": "0"}
 
 
 def test_cuda() -> None:
     options = ProviderOptions(device=1, cuda_graph=True)
-    assert settings("cuda", options) == {"device_id": "1", "enable_cuda_graph": "1"}
+    assert settings("cuda", options) == {
+        "device_id": "1", "enable_cuda_graph": "1", "use_tf32": "0",
+    }  # fmt: skip
 
 
 def test_tensorrt() -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
 from onnx import numpy_helper
 
 from rest_deploy import verbs
@@ -18,7 +20,9 @@ from rest_deploy.artifact import publish, read_sidecar, sha256_file, sidecar_pat
 from rest_deploy.bench import store
 from rest_deploy.bench.record import EngineResult, PlaceError, Record, Sensitivity
 from rest_deploy.contracts import Build
+from rest_deploy.engine import providers
 from rest_deploy.errors import ArtifactError, InputError
+from rest_deploy.model.eager import Eager
 from rest_deploy.verbs import BenchReport, BenchWishes
 from rest_deploy.verbs.engines import find
 from rest_deploy.verbs.sensitivity import Stored, last_sensitivity
@@ -174,6 +178,37 @@ def test_engines_of_one_kind_carry_their_file(workspace: Path) -> None:
     ]
     (through,) = find([engine(workspace, "c.onnx", provider="cuda")], workspace)[0]
     assert through.label == "fp32 onnxruntime-cuda"
+
+
+@pytest.mark.parametrize("sees", [True, False])
+def test_pytorch_on_the_gpu_beside_engines_for_it(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, sees: bool
+) -> None:
+    """Where torch sees the GPU it is what the others are compared with. The CPU plays both."""
+    cpu = providers.PROVIDERS["cpu"].ort_name
+    monkeypatch.setitem(
+        providers.PROVIDERS, "cuda", replace(providers.PROVIDERS["cuda"], ort_name=cpu)
+    )
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: sees)
+    asked: list[str] = []
+
+    def eager(module: Any, threads: int, outputs: Any, device: str) -> Eager:
+        asked.append(device)
+        return Eager(module, threads, outputs)
+
+    monkeypatch.setattr("rest_deploy.model.eager.Eager", eager)
+    file = engine(workspace, "c.onnx", provider="cuda")
+    record = bench(workspace, file, pytorch=True).record
+    backends = {one.label: one.backend for one in record.engines}
+    on_gpu = {"PyTorch fp32, cuda": "PyTorch/cuda"} if sees else {}
+    assert backends == {
+        **on_gpu, "PyTorch fp32": "PyTorch", "fp32 onnxruntime-cuda": "onnxruntime/cuda",
+    }  # fmt: skip
+    assert {ratio.base for ratio in record.ratios} == {next(iter(backends))}
+    assert set(asked) == ({"cpu", "cuda"} if sees else {"cpu"})
+    assert sees != any("PyTorch on the GPU" in note for note in record.notes)
+    assert "ONNX Runtime (cuda)" in record.advice
 
 
 def test_nothing_to_measure(workspace: Path, tmp_path: Path) -> None:
