@@ -228,6 +228,63 @@ def outputs() -> str:
     return "\n".join(lines)
 
 
+def gpu() -> str:
+    """Milliseconds of each engine by batch, from the host and from the GPU's memory, and error."""
+    groups = _gpu()
+    host, resident = (_times(groups[name]) for name in ("host", "resident"))
+    batches = list(next(iter(host.values())))
+    lines = [
+        _row(["", *(f"{place}, {batch}" for place in ("host", "resident") for batch in batches),
+              "error"]),
+        _row(["---"] * (2 + 2 * len(batches))),
+    ]  # fmt: skip
+    for label, times in host.items():
+        cells = [f"{found[batch]:.2f}" for found in (times, resident[label]) for batch in batches]
+        lines.append(_row([label, *cells, _gpu_error(groups["host"], label)]))
+    return "\n".join(lines)
+
+
+def gpu_norms() -> str:
+    """The InstanceNorm's forms on the GPU."""
+    return _gpu_group("norms")
+
+
+def gpu_settings() -> str:
+    """What the CUDA provider's options make of the FP16 file."""
+    return _gpu_group("settings")
+
+
+def _gpu_group(name: str) -> str:
+    group = _gpu()[name]
+    lines: list[str] = []
+    for label, times in _times(group).items():
+        lines = lines or [_row(["", *map(str, times), "error"]), _row(["---"] * (2 + len(times)))]
+        cells = [f"{time:.2f}" for time in times.values()]
+        lines.append(_row([label, *cells, _gpu_error(group, label)]))
+    failed = [engine["label"] for engine in group["engines"] if engine["failed"]]
+    lines += [_row([label, *["fails"] * lines[0].count("|")][: lines[0].count("|") - 1])
+              for label in failed]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _gpu() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / "gpu_lite.json").read_text())["groups"]
+    return found
+
+
+def _times(group: dict[str, Any]) -> dict[str, dict[int, float]]:
+    """Label -> batch -> median, of those that ran."""
+    return {
+        engine["label"]: {point["batch"]: point["host"]["median"] for point in engine["points"]}
+        for engine in group["engines"]
+        if not engine["failed"]
+    }
+
+
+def _gpu_error(group: dict[str, Any], label: str) -> str:
+    return f"{group['relative_error'][label]['relative_error']:.1e}"
+
+
 def harness() -> str:
     """Verdicts on two engines of one speed and on one slowed by 5 %."""
     record = json.loads((RESULTS / "harness.json").read_text())
@@ -290,6 +347,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "quantization_latency": quantization_latency,
     "quantization_v2": quantization_v2,
     "outputs": outputs,
+    "gpu": gpu,
+    "gpu_norms": gpu_norms,
+    "gpu_settings": gpu_settings,
     "receipts": receipts,
     "speed": speed,
     "speed_base": speed_base,
