@@ -149,6 +149,19 @@ def check_provider(name: str, device: int = 0) -> None:
         raise MissingDependencyError(f"{provider.ort_name} needs a GPU, none is here", hint=MEND)
 
 
+def may_run(name: str) -> bool:
+    """Whether that provider is compiled in and a GPU is here. Nothing is loaded for the answer, so
+    libraries may still be missing."""
+    import onnxruntime as ort
+
+    if known(name).ort_name not in ort.get_available_providers():
+        return False
+    try:
+        return Driver().count() > 0
+    except MissingDependencyError:
+        return False
+
+
 def reason(error: Exception) -> str:
     """Of ONNX Runtime's, on one line and not endless."""
     return re.sub(r"\s+", " ", str(error))[:300]

@@ -15,7 +15,7 @@ from rest_deploy.engine import placement, providers
 from rest_deploy.engine.backends import BackendName, Choice, choose
 from rest_deploy.engine.onnxruntime import OnnxRuntimeRunner
 from rest_deploy.engine.onnxruntime import placement as run_once
-from rest_deploy.engine.onnxruntime_session import check_provider, version
+from rest_deploy.engine.onnxruntime_session import check_provider, may_run, version
 from rest_deploy.engine.profiles import profiles_from
 from rest_deploy.engine.providers import Provider, ProviderOptions
 from rest_deploy.errors import BuildError, InputError
@@ -233,6 +233,16 @@ def remarks(found: Route) -> list[str]:
     return [
         f"{found.backend} ran every matrix layer; which type its kernels compute in it does not "
         "tell. --backend tensorrt proves that"
+    ]
+
+
+def idle_gpu() -> list[str]:
+    """Of a build for the CPU: that a GPU is here, and what computes on it."""
+    if not may_run("cuda"):
+        return []
+    return [
+        "a GPU is here and this engine does not use it; one that does: build-engine --fp16 "
+        "--backend onnxruntime --provider cuda"
     ]
 
 

@@ -144,6 +144,19 @@ def test_ray_and_one_process_go_on_with_each_other(
 
 
 @pytest.mark.slow
+def test_ray_gives_every_output_that_one_process_gives(
+    python: str, everything_nano: Path, pictures: Pictures, tmp_path: Path
+) -> None:
+    """Labels and embeddings from one run."""
+    words = ("embed", pictures(30, 3), "--engine", everything_nano, *OPTIONS)
+    here, there = tmp_path / "here" / "out.parquet", tmp_path / "there" / "out.parquet"
+    run(python, *words, "-o", here)
+    run(python, *words, "-o", there, "--ray")
+    assert contents(here.parent) == contents(there.parent)
+    assert {"label", "embedding"} <= set(parquet.read_table(there).column_names)
+
+
+@pytest.mark.slow
 def test_what_fails_on_a_node_is_told(
     python: str, trained_nano: Path, pictures: Pictures, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,42 @@ def test_replica(replica: Replica, trained_nano: Path) -> None:
     replica.check_health()
 
 
+def check_several(ask: Any, engine: Path) -> None:
+    """What holds of an engine of every output from pixels, of a replica and of Serve's whole."""
+    with Session.open(engine) as session:
+        name, pixels = session.metadata.variant, np.array(Image.open(io.BytesIO(photo())))[None]
+        expected = session.run_all(pixels)
+    status, _, body = ask("/classify", photo())
+    assert (status, len(json.loads(body)["predictions"])) == (200, 5)
+    status, _, body = ask("/embed", photo())
+    assert status == 200
+    assert np.linalg.norm(json.loads(body)["embedding"]) == pytest.approx(1, abs=1e-4)
+    tensor = {"name": "image", "shape": list(pixels.shape), "datatype": "UINT8",
+              "data": pixels.ravel().tolist()}  # fmt: skip
+    path = next(
+        f"/v2/models/{name}/infer"
+        for name in (engine.name.partition(".")[0], name)
+        if ask(f"/v2/models/{name}/ready")[0] == 200
+    )
+    for asked in ([], ["embedding", "c4"]):
+        request = {"inputs": [tensor], "outputs": [{"name": one} for one in asked]}
+        status, _, body = ask(path, json.dumps(request).encode())
+        assert status == 200, body
+        found = {one["name"]: one for one in json.loads(body)["outputs"]}
+        assert list(found) == (asked or list(expected))
+        for one, given in found.items():
+            actual = np.array(given["data"]).reshape(given["shape"])
+            assert np.abs(actual - expected[one]).max() < 1e-4 * np.abs(expected[one]).max()
+
+
+def test_replica_of_several_outputs(pixels_nano: Path) -> None:
+    made = Replica(msgspec.to_builtins(settings(pixels_nano).service))
+    try:
+        check_several(lambda *words: ask(made, *words), pixels_nano)
+    finally:
+        made.service.close()
+
+
 def test_replica_that_is_not_ready(trained_nano: Path) -> None:
     made = Replica(msgspec.to_builtins(settings(trained_nano).service))
     made.service.close()
@@ -239,13 +276,14 @@ def test_config_is_of_rays_schema(python: str) -> None:
         assert result.returncode == code_expected, result.stderr
 
 
-@pytest.mark.slow
-def test_live(python: str, trained_nano: Path) -> None:
+@contextmanager
+def serving(python: str, engine: Path) -> Iterator[Any]:
+    """`ray-serve`, ready: how to ask it. Ends by SIGTERM, which must end it well."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     main = "import sys; from rest_deploy.cli import main; main(sys.argv[1:])"
-    words = ["ray-serve", trained_nano, "--port", port, "--max-delay-ms", 20]
+    words = ["ray-serve", engine, "--port", port, "--max-delay-ms", 20]
     process = subprocess.Popen(
         [python, "-c", main, *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT,
@@ -270,6 +308,19 @@ def test_live(python: str, trained_nano: Path) -> None:
                     break
             except OSError:
                 time.sleep(0.2)
+        yield ask
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate(timeout=60)
+
+
+@pytest.mark.slow
+def test_live(python: str, trained_nano: Path) -> None:
+    with serving(python, trained_nano) as ask:
         check_service(ask, trained_nano)
         expected = {}
         with Session.open(trained_nano) as session:
@@ -286,10 +337,9 @@ def test_live(python: str, trained_nano: Path) -> None:
             assert max(pool.map(one, range(60))) < 1e-4
         figures = ask("/metrics")[2].decode()
         assert "rest_deploy_images_total" in figures
-        process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, said
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate(timeout=60)
+
+
+@pytest.mark.slow
+def test_live_with_several_outputs(python: str, pixels_nano: Path) -> None:
+    with serving(python, pixels_nano) as ask:
+        check_several(ask, pixels_nano)

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from rest_deploy.artifact import read_sidecar
 from rest_deploy.contracts import ModelMetadata, Profile
-from rest_deploy.engine import backends
+from rest_deploy.engine import backends, onnxruntime_session
 from rest_deploy.engine.placement import Placement
 from rest_deploy.engine.providers import DEFAULTS, PROVIDERS, ProviderOptions
 from rest_deploy.errors import BuildError, InputError, MissingDependencyError, VerificationError
@@ -53,6 +54,29 @@ def test_words() -> None:
     assert ProviderWishes("tensorrt", Path("c"), True).words() == [
         "--provider", "tensorrt", "--provider-cache", "c", "--embed-context",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("compiled_in", "gpus", "told"),
+    [(True, 1, True), (True, 0, False), (True, None, False), (False, 1, False)],
+)
+def test_a_gpu_that_the_engine_does_not_use(
+    monkeypatch: pytest.MonkeyPatch, compiled_in: bool, gpus: int | None, told: bool
+) -> None:
+    """Said where both are here: a provider that computes there, and a GPU. None: no driver."""
+
+    def driver() -> SimpleNamespace:
+        if gpus is None:
+            raise MissingDependencyError("no NVIDIA driver")
+        return SimpleNamespace(count=lambda: gpus)
+
+    monkeypatch.setattr(onnxruntime_session, "Driver", driver)
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: [CUDA, CPU] if compiled_in else [CPU]
+    )
+    found = provider.idle_gpu()
+    assert bool(found) == told
+    assert all("--backend onnxruntime --provider cuda" in words for words in found)
 
 
 @pytest.mark.parametrize("backend", ["auto", "tensorrt", "tensorrt-rtx", "openvino"])
