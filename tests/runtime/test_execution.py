@@ -21,7 +21,7 @@ from rest_deploy.runtime.session import Float32, Session
 from rest_deploy.runtime.tensorrt import GpuOptions, TensorRtRunner
 from rest_deploy.verify.parity import Case, synthetic_images
 from tests.doubles.cuda import SimulatedCuda
-from tests.doubles.tensorrt import SimulatedTensorRt
+from tests.doubles.tensorrt import SimulatedContext, SimulatedTensorRt
 
 real = pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -157,6 +157,36 @@ def test_a_capture_that_tensorrt_refuses(
         check(runner, reference, images(1, 64, 64, seed))
     assert "made to fail" in runner.lanes()[0].uncapturable[1, 3, 64, 64]
     assert trt.cuda.held()["graphs"] == 0
+
+
+def test_a_capture_in_which_something_is_raised_ends(
+    opened: Open, trt: SimulatedTensorRt, reference: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt, say: the stream does not stay capturing, and the next lane is a good one."""
+    runner = opened()
+    check(runner, reference, images(1, 64, 64))
+    ends: list[int] = []
+    execute, end = SimulatedContext.execute_async_v3, trt.cuda.end_capture
+
+    def interrupted(context: SimulatedContext, stream: int) -> bool:
+        if trt.cuda.capturing(stream):
+            raise KeyboardInterrupt
+        return execute(context, stream)
+
+    def ended(stream: int) -> int:
+        ends.append(stream)
+        return end(stream)
+
+    monkeypatch.setattr(SimulatedContext, "execute_async_v3", interrupted)
+    monkeypatch.setattr(trt.cuda, "end_capture", ended)
+    with pytest.raises(KeyboardInterrupt):
+        infer(runner, images(1, 64, 64))
+    assert len(ends) == 1
+    assert trt.cuda.held()["graphs"] == 0
+    monkeypatch.setattr(SimulatedContext, "execute_async_v3", execute)
+    for seed in range(3):
+        check(runner, reference, images(1, 64, 64, seed))
+    assert runner.lanes()[0].captured
 
 
 def test_most_graphs_are_kept_for_what_comes_most(
