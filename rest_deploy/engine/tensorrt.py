@@ -62,7 +62,9 @@ Step = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Options:
-    """trtexec's words. workspace: GiB; `sms`: compute capabilities, TensorRT-RTX only.
+    """trtexec's words. workspace: GiB; `sms`: compute capabilities, TensorRT-RTX only. no_tf32:
+    TensorRT computes float32 products in TF32 unless told otherwise; it follows from the precision
+    and is no part of `words`.
 
     `timing_cache` is no part of `words`: timings choose between kernels of the precision that is
     proven anyway, and without the file they are taken anew and come out otherwise each time. An
@@ -77,10 +79,11 @@ class Options:
     hardware_compatibility: str = ""
     refit: bool = False
     strip_weights: bool = False
+    no_tf32: bool = False
     timing_cache: Path | None = None
 
     def words(self) -> dict[str, str]:
-        """What differs from the builder's defaults, for the sidecar and the cache key."""
+        """What the user chose besides the builder's defaults, for the sidecar and the cache key."""
         chosen: dict[str, Any] = {
             "workspace": self.workspace,
             "builder-optimization-level": self.optimization_level,
@@ -252,6 +255,8 @@ def _configure(trt: Any, config: Any, options: Options) -> None:
     if options.hardware_compatibility:
         level = options.hardware_compatibility.upper()
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
+    if options.no_tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
     for wanted, name in (
         (options.version_compatible, "VERSION_COMPATIBLE"),
         (options.refit, "REFIT"),

@@ -157,6 +157,7 @@ def plan(
         hardware_compatibility=wishes.hardware_compatibility,
         refit=wishes.refit,
         strip_weights=wishes.strip_weights,
+        no_tf32=precision == "fp32",
         timing_cache=wishes.timing_cache,
     )
     return Planned(flavour, tensorrt.version(flavour), options, _driver(flavour), serving)
@@ -259,6 +260,7 @@ def cache_key(planned: Planned, graph_sha256: str, made: Made, request: Request)
         planned.options.sms,
         [msgspec.to_builtins(profile) for profile in planned.options.profiles],
         planned.options.words(),
+        planned.options.no_tf32,
     )
     return hashlib.sha256(msgspec.json.encode(decides, order="deterministic")).hexdigest()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,17 @@ def test_words_of_the_options() -> None:
     assert Options((PROFILE,), workspace=2.0, optimization_level=0, refit=True).words() == {
         "workspace": "2.0", "builder-optimization-level": "0", "refit": "True",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("off", [True, False])
+def test_tf32(off: bool) -> None:
+    """NVIDIA's builder has it on; who asks for float32 does not get it."""
+    trt = pytest.importorskip("tensorrt_rtx_bindings")
+    builder = trt.Builder(tensorrt.Log(trt).logger)
+    config = builder.create_builder_config()
+    assert config.get_flag(trt.BuilderFlag.TF32)
+    tensorrt._configure(trt, config, replace(SMALL, no_tf32=off))
+    assert config.get_flag(trt.BuilderFlag.TF32) != off
 
 
 def test_no_collection_while_the_builder_logs(monkeypatch: pytest.MonkeyPatch) -> None:

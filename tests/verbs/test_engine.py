@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from rest_deploy.contracts import Profile
+from rest_deploy.cards import load_card
+from rest_deploy.contracts import Precision, Profile
 from rest_deploy.engine import proof, tensorrt
 from rest_deploy.engine.tensorrt import Built, Options
 from rest_deploy.errors import VerificationError
 from rest_deploy.verbs import engine
-from rest_deploy.verbs.engine import Planned, Wishes, cache_key
+from rest_deploy.verbs.engine import Planned, Wishes, cache_key, plan
 from rest_deploy.verbs.make import Request
 
 PROFILE = Profile(minimum=(1, 3, 32, 32), optimum=(1, 3, 64, 64), maximum=(2, 3, 64, 64))
@@ -52,6 +53,7 @@ CHANGED: dict[str, tuple[Planned, str, Any, Request]] = {
     "refit": (with_options(refit=True), "g", made(), REQUEST),
     "strip weights": (with_options(strip_weights=True), "g", made(), REQUEST),
     "version compatible": (with_options(version_compatible=True), "g", made(), REQUEST),
+    "no TF32": (with_options(no_tf32=True), "g", made(), REQUEST),
     "hardware": (with_options(hardware_compatibility="ampere_plus"), "g", made(), REQUEST),
 }
 
@@ -63,6 +65,14 @@ def test_the_same_things_give_the_same_key() -> None:
 @pytest.mark.parametrize("name", CHANGED)
 def test_one_change_gives_another(name: str) -> None:
     assert cache_key(*CHANGED[name]) != cache_key(*BASE)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_float32_is_not_tf32(precision: Precision) -> None:
+    """In engines of less precision the float32 islands may be: no error of theirs would be seen."""
+    card = load_card("nano").preprocessing
+    found = plan("tensorrt-rtx", Wishes(), precision, "fp16", card, lambda _: 0)
+    assert found.options.no_tf32 == (precision == "fp32")
 
 
 def test_a_timing_cache_is_not_in_the_key() -> None:
