@@ -153,6 +153,7 @@ def test_what_is_not_quantized(workspace: Path) -> None:
     assert report["build"]["obtained"]["mlp"] == {"int8": 5}
 
 
+@pytest.mark.slow
 def test_turing_plans_int8_convolutions_in_fp16(workspace: Path) -> None:
     """Which the proof finds; nothing else would say so."""
     result = run("build-engine", "--int8", "--workspace", workspace, *RTX, "--target-sm", "75")

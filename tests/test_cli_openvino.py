@@ -82,6 +82,7 @@ def test_int8(workspace: Path, photo: Path) -> None:
     assert [path.suffix for path in engine.with_name(f"{engine.name}.cache").iterdir()] == [".blob"]
 
 
+@pytest.mark.slow
 def test_another_recipe_wins(workspace: Path) -> None:
     done("build-engine", "--int8", *OV, "--recipe", "int8", "--workspace", workspace, *FEW)
     _, build = built(workspace / "rest_nano.int8.openvino.onnx")

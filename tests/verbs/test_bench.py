@@ -127,6 +127,7 @@ def test_everything_that_is_known_of_an_engine(workspace: Path) -> None:
     assert {row.size for row in norms.rows} >= {"97x131", "448x448"}
 
 
+@pytest.mark.slow
 def test_growth_is_told_of_several_shapes(workspace: Path) -> None:
     report = bench(workspace, batches=(1, 2))
     (row,) = report.record.growth
@@ -180,7 +181,7 @@ def test_engines_of_one_kind_carry_their_file(workspace: Path) -> None:
     assert through.label == "fp32 onnxruntime-cuda"
 
 
-@pytest.mark.parametrize("sees", [True, False])
+@pytest.mark.parametrize("sees", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_pytorch_on_the_gpu_beside_engines_for_it(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, sees: bool
 ) -> None:
@@ -199,7 +200,7 @@ def test_pytorch_on_the_gpu_beside_engines_for_it(
 
     monkeypatch.setattr("rest_deploy.model.eager.Eager", eager)
     file = engine(workspace, "c.onnx", provider="cuda")
-    record = bench(workspace, file, pytorch=True).record
+    record = bench(workspace, file, pytorch=True, in_flight=1, seconds=0.1).record
     backends = {one.label: one.backend for one in record.engines}
     on_gpu = {"PyTorch fp32, cuda": "PyTorch/cuda"} if sees else {}
     assert backends == {

@@ -109,6 +109,7 @@ def test_bench_looks_at_every_output(of_pixels: Path) -> None:
     assert export.start is not None
 
 
+@pytest.mark.slow
 def test_sensitivity_is_of_the_first_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,7 @@ def test_the_new_weights_answer(engine: Path, other_weights: Path, tmp_path: Pat
     assert read_sealed(elsewhere) is not None
 
 
+@pytest.mark.slow
 def test_stripped_weights(
     gpu: SimulatedTensorRt, trained_nano: Path, other_weights: Path, tmp_path: Path
 ) -> None:
@@ -167,6 +168,7 @@ def test_weights_of_another_model(
     refuses(InputError, "stage2.0.attn.q.weight", engine, tmp_path / "less.safetensors")
 
 
+@pytest.mark.slow
 def test_a_graph_that_does_not_fit(
     engine: Path, other_weights: Path, gpu: SimulatedTensorRt
 ) -> None:
