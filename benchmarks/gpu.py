@@ -28,12 +28,13 @@ import click
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from peers import export_plain  # its neighbour: scripts here are run from this folder
+from speed import point  # likewise
 
 from rest_deploy import verbs
 from rest_deploy.artifact import to_json, write_text
 from rest_deploy.bench import environment, measure
 from rest_deploy.bench.plan import Plan, Subject, sweep
-from rest_deploy.bench.record import Measurement
 from rest_deploy.bench.stopping import Limits
 from rest_deploy.bench.timers import Engine
 from rest_deploy.contracts import InstanceNormForm
@@ -224,7 +225,7 @@ def main(
                 "engines": [
                     {
                         "label": one.label, "failed": one.failed, "skipped": one.skipped,
-                        "points": [_point(measured) for measured in one.measurements],
+                        "points": [point(measured) for measured in one.measurements],
                     }
                     for one in result.engines
                 ],
@@ -240,11 +241,8 @@ def main(
 def _files(variant: str, checkpoint: Path, folder: Path) -> dict[str, Path]:
     """Each form in float32, FP16 and BF16, and what torch exports without us."""
     import onnx_ir as ir
-    import torch
 
-    from rest_deploy.cards import load_card
     from rest_deploy.graph.precision import BF16_OPSET, to_sixteen_bit
-    from rest_deploy.model.checkpoint import load_model, read_checkpoint
 
     found: dict[str, Path] = {}
     for form in FORMS:
@@ -258,15 +256,8 @@ def _files(variant: str, checkpoint: Path, folder: Path) -> dict[str, Path]:
             to_sixteen_bit(graph, kind)
             found[f"{kind}, {form}"] = folder / form / f"{kind}.onnx"
             ir.save(graph, found[f"{kind}, {form}"])
-    module = load_model(load_card(variant), read_checkpoint(checkpoint)).module.eval()
-    axes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    program = torch.onnx.export(
-        module, (torch.zeros(2, 3, 224, 224),), dynamo=True, dynamic_shapes=(axes,),
-        input_names=["image"], output_names=["logits"], opset_version=20,
-    )  # fmt: skip
-    assert program is not None
     found["torch export"] = folder / "plain.onnx"
-    program.save(found["torch export"])
+    export_plain(variant, checkpoint, found["torch export"])
     return found
 
 
@@ -371,14 +362,6 @@ def _error(
         "relative_error": metrics.relative_error(expected, actual),
         "agreement": float(np.mean(actual.argmax(1) == expected.argmax(1))),
     }
-
-
-def _point(measured: Measurement) -> dict[str, Any]:
-    """Without the raw samples, of which there are thousands."""
-    kept = msgspec.to_builtins(measured)
-    del kept["samples"]
-    found: dict[str, Any] = kept
-    return found
 
 
 def _print(record: dict[str, Any]) -> None:

@@ -33,24 +33,31 @@ def main() -> None:
 @click.option("--output", type=PATH, required=True)
 def plain(variant: str, checkpoint: Path, output: Path) -> None:
     """The reference module as torch exports it, all axes dynamic, and the calibration images."""
-    import torch
-
     from rest_deploy.cards import load_card
-    from rest_deploy.model.checkpoint import load_model, read_checkpoint
     from rest_deploy.quant.dataset import open_set
 
     output.mkdir(parents=True, exist_ok=True)
     card = load_card(variant)
-    module = load_model(card, read_checkpoint(checkpoint)).module.eval()
+    export_plain(variant, checkpoint, output / "plain.onnx")
+    images = open_set(None, card.preprocessing, limit=CALIBRATION_CROPS, seed=CALIBRATION_SEED)
+    np.save(output / "calibration.npy", np.concatenate(list(images.batches(8))))
+
+
+def export_plain(variant: str, checkpoint: Path, path: Path) -> None:
+    """The reference module as torch exports it, all axes dynamic."""
+    import torch
+
+    from rest_deploy.cards import load_card
+    from rest_deploy.model.checkpoint import load_model, read_checkpoint
+
+    module = load_model(load_card(variant), read_checkpoint(checkpoint)).module.eval()
     axes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     program = torch.onnx.export(
         module, (torch.zeros(2, 3, 224, 224),), dynamo=True, dynamic_shapes=(axes,),
         input_names=["image"], output_names=["logits"], opset_version=20,
     )  # fmt: skip
     assert program is not None
-    program.save(output / "plain.onnx")
-    images = open_set(None, card.preprocessing, limit=CALIBRATION_CROPS, seed=CALIBRATION_SEED)
-    np.save(output / "calibration.npy", np.concatenate(list(images.batches(8))))
+    program.save(path)
 
 
 @main.command()

@@ -162,7 +162,7 @@ def main(
                 "engines": [
                     {
                         "label": one.label, "failed": one.failed, "skipped": one.skipped,
-                        "points": [_point(measured) for measured in one.measurements],
+                        "points": [point(measured) for measured in one.measurements],
                     }
                     for one in result.engines
                 ],
@@ -257,7 +257,7 @@ def _error(
     return metrics.relative_error(expected, actual)
 
 
-def _point(measured: Measurement) -> dict[str, Any]:
+def point(measured: Measurement) -> dict[str, Any]:
     """Without the raw samples, of which there are thousands."""
     kept = msgspec.to_builtins(measured)
     del kept["samples"]
