@@ -216,8 +216,8 @@ def _build(
     target = _target(source, label, backend, workspace, wishes)
     warnings = _warnings(request, metadata)
     warnings += engine.left_out(planned)
-    if choice is not None and planned is None and route is None:
-        warnings += provider.idle_gpu()
+    if choice is not None and planned is None:
+        warnings += provider.idle_gpu(choice)
     fit: EngineFit | None = None
     rows: tuple[Proven, ...] = ()
     provided: ProviderFit | None = None

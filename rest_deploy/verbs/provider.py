@@ -236,9 +236,10 @@ def remarks(found: Route) -> list[str]:
     ]
 
 
-def idle_gpu() -> list[str]:
-    """Of a build for the CPU: that a GPU is here, and what computes on it."""
-    if not may_run("cuda"):
+def idle_gpu(choice: Choice) -> list[str]:
+    """Of a build for the CPU that nobody asked for by name: that a GPU is here, and what computes
+    on it."""
+    if not choice.passed_over or not may_run("cuda"):
         return []
     return [
         "a GPU is here and this engine does not use it; one that does: build-engine --fp16 "

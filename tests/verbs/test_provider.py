@@ -14,6 +14,7 @@ import pytest
 from rest_deploy.artifact import read_sidecar
 from rest_deploy.contracts import ModelMetadata, Profile
 from rest_deploy.engine import backends, onnxruntime_session
+from rest_deploy.engine.backends import Choice
 from rest_deploy.engine.placement import Placement
 from rest_deploy.engine.providers import DEFAULTS, PROVIDERS, ProviderOptions
 from rest_deploy.errors import BuildError, InputError, MissingDependencyError, VerificationError
@@ -74,8 +75,10 @@ def test_a_gpu_that_the_engine_does_not_use(
     monkeypatch.setattr(
         onnxruntime, "get_available_providers", lambda: [CUDA, CPU] if compiled_in else [CPU]
     )
-    found = provider.idle_gpu()
+    auto = Choice("onnxruntime", (("tensorrt", "not installed"),))
+    found = provider.idle_gpu(auto)
     assert bool(found) == told
+    assert provider.idle_gpu(Choice("onnxruntime", ())) == [], "it was asked for by name"
     assert all("--backend onnxruntime --provider cuda" in words for words in found)
 
 
