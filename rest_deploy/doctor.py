@@ -23,6 +23,7 @@ from rest_deploy import cuda_driver
 from rest_deploy.contracts import Struct
 from rest_deploy.engine.providers import GPU_PACKAGE, PROVIDERS, Provider
 from rest_deploy.errors import MissingDependencyError
+from rest_deploy.machine import INTEGER_UNITS
 from rest_deploy.packages import (
     CPP_HEADERS,
     CPP_MEND,
@@ -44,8 +45,6 @@ MEMINFO = Path("/proc/meminfo")
 INCLUDE = (Path("/usr/local/include"), Path("/usr/include"))
 CPP = "C++ build"
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
-# Any of these multiplies and adds four 8-bit pairs at once; the last two are Arm's.
-INT8_DOT_PRODUCT = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
 # Rule of thumb: torch, the exporter and a runtime in one process need about this much.
 LOW_MEMORY_GIB = 2.0
 
@@ -146,7 +145,7 @@ def _cpu() -> Iterable[Row]:
     bad = "no AVX2: every model runs several times slower than on a CPU that has it"
     fits = bool(flags & {"avx2", "asimd"})
     yield _either("cpu", "features", good, "limited", bad, "", fits=fits)
-    dot = sorted(flags & INT8_DOT_PRODUCT)
+    dot = sorted(flags & INTEGER_UNITS)
     good = f"in hardware ({', '.join(dot)})"
     bad = "no VNNI: INT8 models are smaller here, not faster, and 8-bit sums may saturate"
     yield _either("cpu", "int8", good, "limited", bad, "use the float32 model here", fits=bool(dot))

@@ -9,16 +9,11 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from rest_deploy import machine
 from rest_deploy.bench.record import Environment
 from rest_deploy.bench.watch import ROOT
 from rest_deploy.cuda_driver import Driver
 from rest_deploy.errors import MissingDependencyError
-
-FEATURES = (
-    *("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16"),
-    *("amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16", "sve"),
-)
-"""CPU flags by which runtimes choose other kernels, as Linux names them; the last are Arm's."""
 
 PACKAGES = (
     *("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "torch"),
@@ -36,16 +31,15 @@ MEMORY_STEP = 1 << 28
 
 def examine(root: Path = ROOT, gpus: Callable[[], tuple[str, ...]] | None = None) -> Environment:
     """This machine now. root: of the file system; gpus: instead of the driver's, for tests."""
-    info = _text(root / "proc/cpuinfo")
-    flags = set((_field(info, "flags") or _field(info, "Features")).split())
+    processor = machine.cpu(root)
     try:
         load = os.getloadavg()[0]
     except (OSError, AttributeError):  # Windows has none
         load = 0.0
     return Environment(
-        cpu=_cpu(info),
+        cpu=processor.name,
         cores=cores(root),
-        features=tuple(name for name in FEATURES if name in flags),
+        features=processor.features,
         memory_bytes=_memory(root),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
@@ -102,13 +96,6 @@ def _memory(root: Path) -> int:
             total = min(total, int(limit)) if total else int(limit)
             break
     return round(total / MEMORY_STEP) * MEMORY_STEP
-
-
-def _cpu(info: str) -> str:
-    """Model, with family and stepping where the name is as vague as a hypervisor makes it."""
-    name = _field(info, "model name") or platform.processor() or platform.machine()
-    numbers = [_field(info, key) for key in ("cpu family", "model", "stepping")]
-    return f"{name} ({'/'.join(numbers)})" if all(numbers) else name
 
 
 def _gpus() -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from rest_deploy.bench.field import Field, compete
 from rest_deploy.bench.record import EngineResult, Ratio
 from rest_deploy.contracts import Gate
+from rest_deploy.machine import adds_bytes_exactly
 
 SMALLER, MORE_ACCURATE = 0.9, 1 / 1.5
 """What a file's size and a relative error must be of another's to decide between level engines."""
@@ -23,11 +24,6 @@ WHOLE = 1.1
 """A ratio from here on is told with one decimal."""
 
 SIMPLEST = ("fp32", "fp16", "bf16", "int8", "fp8")
-
-INTEGER_UNITS = frozenset({
-    "avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm",
-})  # fmt: skip
-"""CPU features, as Linux calls them, with which INT8 products are faster than float32."""
 
 _BACKENDS = {
     "onnxruntime": "ONNX Runtime",
@@ -222,7 +218,7 @@ def _not_faster_in_integers(
             continue
         where = f"INT8 is not faster than FP32 on {_display(engine)}"
         gpu = _backend(engine).startswith("tensorrt")
-        if features and not gpu and INTEGER_UNITS.isdisjoint(features):
+        if features and not gpu and not adds_bytes_exactly(features):
             return f"{where}: this CPU has no VNNI or other units for integer products."
         shares = _shares(engine)
         if not shares:
