@@ -90,6 +90,7 @@ def no_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
 def openvino_bf16(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Call it to have a CPU on which OpenVINO computes in bf16, or one on which it does not. Where
     the real one does not, OpenVINO takes float32 without a word."""
+    pytest.importorskip("openvino")
     from rest_deploy.engine import openvino
 
     core = openvino._core()
