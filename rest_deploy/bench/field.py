@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rest_deploy.bench.record import EngineResult, Measurement, Mode, Ratio
@@ -27,7 +27,8 @@ class Compared:
 
 @dataclass(frozen=True)
 class Field:
-    """Engines, each with one measurement in one mode."""
+    """Engines, each with one measurement. Isolated: one request after another. Saturated: each
+    engine with as many in flight as give it the most images a second, be it one."""
 
     mode: Mode
     measured: dict[str, Measurement]
@@ -43,12 +44,12 @@ class Field:
     def compare(self, one: str, other: str) -> Compared:
         """By the measured ratio, of the two or of each to a third; else by the two noises."""
         first, second = self.measured[one], self.measured[other]
-        if _setting(first) == _setting(second):
+        if (first.mode, *_setting(first)) == (second.mode, *_setting(second)):
             known = {
                 (ratio.other, ratio.base): ratio
                 for ratio in self.ratios
                 if (ratio.mode, ratio.shape, ratio.threads, ratio.in_flight)
-                == (self.mode, *_setting(first))
+                == (first.mode, *_setting(first))
             }
             if (one, other) in known:
                 found = known[one, other]
@@ -72,8 +73,8 @@ def compete(
     ratios: Sequence[Ratio],
 ) -> Field | None:
     """Isolated: all at one shape of the smallest batch and one number of threads, those that most
-    candidates have, of equals the fastest. Saturated: each at its best. None where no candidate was
-    measured so."""
+    candidates have, of equals the fastest. Saturated: each at its best, of what the tables show
+    where it was measured so. None where no candidate was."""
     everything = [
         (engine, found) for engine in engines if not engine.failed
         for found in engine.measurements
@@ -95,11 +96,22 @@ def compete(
             if _setting(found) == _setting(chosen):
                 measured.setdefault(engine.label, found)
     else:
-        for engine, found in everything:
-            best = measured.get(engine.label)
+        for engine, saturated in everything:
+            best, found = measured.get(engine.label), most(engine.measurements, saturated)
             if best is None or found.images_per_second > best.images_per_second:
                 measured[engine.label] = found
     return Field(mode, measured, tuple(ratios))
+
+
+def most(measurements: Iterable[Measurement], found: Measurement) -> Measurement:
+    """Of an engine's runs at the shape and threads of `found` the one with most images a second,
+    isolated or with several requests in flight; `found` where none has more."""
+    same = (
+        other for other in measurements
+        if other.mode in ("isolated", "saturated")
+        and (other.shape, other.threads) == (found.shape, found.threads)
+    )  # fmt: skip
+    return max((found, *same), key=lambda one: one.images_per_second)
 
 
 def _setting(found: Measurement) -> tuple[str, int, int]:

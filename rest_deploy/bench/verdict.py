@@ -1,10 +1,11 @@
 """Which engine to deploy and why, in one to three sentences.
 
 Rules, in their order. An engine that failed, was not measured, or whose accuracy is unknown or
-outside its gate, is never advised. The fastest of the others at the smallest batch is; where others
-are level with it, the one with the smaller file, else the more accurate, else the simpler. The
-winner in throughput may be another one. A faster engine that was refused is named, then why INT8 is
-not faster where it is not, then what else than products the winner's time goes to.
+outside its gate, is never advised, nor one that is not faster than a more accurate one, whatever
+its file saves. The fastest of the others at the smallest batch is; where others are level with it,
+the one with the smaller file, else the simpler. The winner in throughput may be another one. A
+faster engine that was refused is named, then why INT8 is not faster where it is not, then what else
+than products the winner's time goes to. Figures are those of the reports' tables.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from rest_deploy.bench.digits import share, short_error, three, times
 from rest_deploy.bench.field import Field, compete
 from rest_deploy.bench.record import EngineResult, Ratio
 from rest_deploy.contracts import Gate
 from rest_deploy.machine import adds_bytes_exactly
 
 SMALLER, MORE_ACCURATE = 0.9, 1 / 1.5
-"""What a file's size and a relative error must be of another's to decide between level engines."""
+"""What a file's size and a relative error must be of another's to count as less."""
 
 WHOLE = 1.1
 """A ratio from here on is told with one decimal."""
@@ -110,32 +112,49 @@ def refusal(engine: EngineResult, gate: Gate, fresh: bool) -> str:
 def _pick(
     candidates: Sequence[EngineResult], field: Field
 ) -> tuple[EngineResult, list[EngineResult], str]:
-    """The one to deploy, those level with the fastest besides it, and what decided."""
-    fastest = max(candidates, key=lambda engine: field.speed(engine.label))
-    group = [
-        engine for engine in candidates
-        if engine is fastest or not field.compare(fastest.label, engine.label).faster
-    ]  # fmt: skip
-    if len(group) == 1:
-        return fastest, [], ""
+    """The one to deploy, those level with it, and what decided."""
+    worthy = [engine for engine in candidates if not _outdone(engine, candidates, field)]
+    fastest = max(worthy, key=lambda engine: field.speed(engine.label))
+    group = [engine for engine in worthy if engine is fastest or _level(fastest, engine, field)]
     least = min(engine.size_bytes for engine in group)
     smaller = [engine for engine in group if engine.size_bytes * SMALLER <= least]
-    if least > 0 and len(smaller) < len(group):
-        reason, left = "its file is smaller", smaller
-    else:
-        reason, left = "", group
-    if len(left) > 1:
-        best = min(_error(engine) for engine in left)
-        accurate = [engine for engine in left if _error(engine) * MORE_ACCURATE <= best]
-        if len(accurate) < len(left):
-            reason, left = reason or "it is more accurate", accurate
-    chosen = min(left, key=lambda engine: SIMPLEST.index(engine.precision))
-    if not reason:
-        same = all(engine.precision == chosen.precision for engine in group)
-        reason = "nothing else tells them apart" if same else "it is the simpler one"
-    equals = [engine for engine in group if engine is not chosen]
+    left = smaller if least > 0 else group
+    chosen = min(
+        left, key=lambda one: (SIMPLEST.index(one.precision), -field.speed(one.label))
+    )  # fmt: skip
+    equals = [
+        engine for engine in candidates
+        if engine is not chosen and _level(chosen, engine, field)
+    ]  # fmt: skip
     equals.sort(key=lambda engine: field.speed(engine.label), reverse=True)
+    if any(_more_accurate(chosen, engine) for engine in equals):
+        reason = "it is more accurate"
+    elif len(left) < len(group):
+        reason = "its file is smaller"
+    elif any(engine.precision != chosen.precision for engine in equals):
+        reason = "it is the simpler one"
+    else:
+        reason = "nothing else tells them apart"
     return chosen, equals, reason
+
+
+def _outdone(engine: EngineResult, others: Iterable[EngineResult], field: Field) -> bool:
+    """By a more accurate one that is not slower, as far as the measurement can tell."""
+    return any(
+        _more_accurate(other, engine) and not field.compare(engine.label, other.label).faster
+        for other in others
+    )
+
+
+def _more_accurate(one: EngineResult, other: EngineResult) -> bool:
+    mine, theirs = _error(one), _error(other)
+    return mine < theirs and mine <= theirs * MORE_ACCURATE
+
+
+def _level(one: EngineResult, other: EngineResult, field: Field) -> bool:
+    return not (
+        field.compare(one.label, other.label).faster or field.compare(other.label, one.label).faster
+    )
 
 
 def _first(
@@ -147,30 +166,33 @@ def _first(
     names: dict[str, str],
 ) -> str:
     found = field.measured[winner.label]
-    at = f"batch {found.batch} ({found.host.median:.2f} ms, {found.height}x{found.width})"
+    at = f"batch {found.batch} ({three(found.host.median)} ms, {found.height}x{found.width})"
     assert winner.accuracy is not None
     kept = winner.accuracy.agreement
-    agreement = f"relative error {winner.accuracy.relative_error:.1e}" if kept is None else (
-        f"agreement {kept:.1%}"
-    )  # fmt: skip
-    agreement += f" on {winner.accuracy.images} images"
+    accuracy = (
+        f"relative error {short_error(winner.accuracy.relative_error)}"
+        if kept is None
+        else f"agreement {share(kept)}"
+    )
+    accuracy += f" on {winner.accuracy.images} images"
     if level:
         equals = ", ".join(names[engine.label] for engine in level)
         ratio = field.compare(winner.label, level[0].label)
         first = "" if len(level) == 1 else " to the first"
         return (
             f"Deploy {names[winner.label]}: level with {equals} at {at}, ratio{first} "
-            f"{ratio.ratio:.2f} ({ratio.low:.2f} to {ratio.high:.2f}), and {reason}; {agreement}."
+            f"{times(ratio.ratio)} ({times(ratio.low)} to {times(ratio.high)}), and {reason}; "
+            f"{accuracy}."
         )
     bases = [ratio.base for ratio in field.ratios if ratio.base in field.measured]
     others = [engine.label for engine in candidates if engine is not winner]
     others.sort(key=field.speed, reverse=True)
     base = next((label for label in (*bases, *others) if label != winner.label), None)
     if base is None:
-        return f"Deploy {names[winner.label]}, the only one to advise: {at}, {agreement}."
+        return f"Deploy {names[winner.label]}, the only one to advise: {at}, {accuracy}."
     gain = field.compare(winner.label, base).ratio
-    times = f"{gain:.2f}x" if gain < WHOLE else f"{gain:.1f}x"
-    return f"Deploy {names[winner.label]}: {times} {names[base]} at {at}, {agreement}."
+    so_many = f"{gain:.2f}x" if gain < WHOLE else f"{gain:.1f}x"
+    return f"Deploy {names[winner.label]}: {so_many} {names[base]} at {at}, {accuracy}."
 
 
 def _throughput(
@@ -179,15 +201,15 @@ def _throughput(
     if not candidates:
         return ""
     best, level, _ = _pick(candidates, field)
-    speed = field.measured[best.label].images_per_second
+    speed = three(field.measured[best.label].images_per_second)
     if winner.label == best.label and not level:
-        return f"It has the highest throughput too, {speed:.0f} images/s."
+        return f"It has the highest throughput too, {speed} images/s."
     if winner.label not in field.measured:
-        return f"In throughput only others were measured: {names[best.label]} {speed:.0f} images/s."
-    own = field.measured[winner.label].images_per_second
-    if winner.label == best.label or winner.label in {engine.label for engine in level}:
-        return f"In throughput it is level with the best, {own:.0f} images/s."
-    return f"For throughput take {names[best.label]} instead: {speed:.0f} images/s, not {own:.0f}."
+        return f"In throughput only others were measured: {names[best.label]} {speed} images/s."
+    own = three(field.measured[winner.label].images_per_second)
+    if winner.label != best.label and field.compare(best.label, winner.label).faster:
+        return f"For throughput take {names[best.label]} instead: {speed} images/s, not {own}."
+    return f"In throughput it is level with the best, {own} images/s."
 
 
 def _faster_but_refused(

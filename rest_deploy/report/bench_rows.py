@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from rest_deploy.bench import field
 from rest_deploy.bench.record import EngineResult, Growth, Measurement, Mode, Ratio, Record
 from rest_deploy.errors import InputError
 from rest_deploy.report.bench_words import three
@@ -227,13 +228,9 @@ def ratio_of(record: Record, label: str, measured: Measurement) -> Ratio | None:
 
 
 def most(engine: EngineResult, measured: Measurement) -> Measurement:
-    """Of the saturated runs in the same case the one with most images a second, `measured` where
-    none has more. What begins at the pixels has no saturated run."""
-    if measured.mode != "isolated":
-        return measured
-    case = Case(measured.shape, measured.threads)
-    same = (other for other in engine.measurements if case.holds(other, "saturated"))
-    return max((measured, *same), key=lambda found: found.images_per_second)
+    """Of all runs in the same case the one with most images a second, as the advice takes it. What
+    begins at the pixels has no saturated run."""
+    return field.most(engine.measurements, measured) if measured.mode == "isolated" else measured
 
 
 def fastest(record: Record, case: Case) -> Row | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from random import Random
 from typing import Any
 
 import msgspec
@@ -19,6 +20,9 @@ from rest_deploy.bench.record import (
     Verdict,
 )
 from rest_deploy.bench.verdict import advise
+from rest_deploy.report.bench_rows import Case, rows
+from rest_deploy.report.bench_words import three
+from tests.bench.records import record
 
 GOOD = Accuracy(images=512, relative_error=2e-3, agreement=0.996, kl=1e-5)
 EXACT = Accuracy(images=512, relative_error=2e-7, agreement=1.0, kl=1e-12)
@@ -159,14 +163,25 @@ def test_fresh_weights_hold_the_error_alone() -> None:
 
 
 @pytest.mark.parametrize("verdict", ["ambiguous", "no difference"])
-def test_level_engines_and_the_smaller_file(verdict: Verdict) -> None:
+def test_a_smaller_file_does_not_make_up_for_accuracy(verdict: Verdict) -> None:
     said = advise([FLOAT, INT8], [against("onnxruntime a", "openvino b", 1.04, verdict)])
-    assert said.startswith("Deploy INT8 on OpenVINO: level with FP32 on ONNX Runtime at batch 1")
-    assert "ratio 1.04 (1.00 to 1.06), and its file is smaller;" in said
+    assert said.startswith("Deploy FP32 on ONNX Runtime: level with INT8 on OpenVINO at batch 1")
+    assert "ratio 0.96 (0.94 to 1.00), and it is more accurate; agreement 100%" in said
     clear = advise([FLOAT, INT8], [against("onnxruntime a", "openvino b", 1.04)])
     assert clear.startswith("Deploy INT8 on OpenVINO: 1.04x FP32"), "the same, with confidence"
     less = [msgspec.structs.replace(TWICE, ratio=1.02, low=1.01, high=1.03)]
-    assert "level" in advise([FLOAT, INT8], less), "certain, and too little to be of interest"
+    assert advise([FLOAT, INT8], less).startswith("Deploy FP32"), "certain, and too little"
+
+
+def test_level_engines_as_accurate_and_the_smaller_file() -> None:
+    small = engine("openvino b", "int8", 4.0, accuracy=EXACT)
+    level = [against("onnxruntime a", "openvino b", 1.04, "ambiguous")]
+    said = advise([FLOAT, small], level)
+    assert said.startswith("Deploy INT8 on OpenVINO: level with FP32 on ONNX Runtime at batch 1")
+    assert "ratio 1.04 (1.00 to 1.06), and its file is smaller;" in said
+    worse = msgspec.structs.replace(EXACT, relative_error=EXACT.relative_error * 1.6)
+    said = advise([FLOAT, engine("openvino b", "int8", 4.0, accuracy=worse)], level)
+    assert said.startswith("Deploy FP32"), "an error that counts as more"
 
 
 def test_level_engines_of_one_size_and_the_more_accurate() -> None:
@@ -175,6 +190,32 @@ def test_level_engines_of_one_size_and_the_more_accurate() -> None:
     said = advise([FLOAT, same], level)
     assert said.startswith("Deploy FP32 on ONNX Runtime: level with INT8 on OpenVINO")
     assert "and it is more accurate;" in said
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_no_engine_is_advised_beside_a_better_one(seed: int) -> None:
+    """Of made-up engines, some level with others in no order that carries over: none that is not
+    faster than a more accurate one."""
+    random = Random(seed)
+    made = [
+        engine(
+            f"onnxruntime {name}", "int8", 1, size_bytes=random.randrange(1, 9),
+            measurements=(measured(random.uniform(8, 9), noise=random.choice([0, 0.02, 0.08])),),
+            accuracy=Accuracy(images=512, relative_error=random.choice([1, 1.2, 9]) / 1e6,
+                              agreement=1.0, kl=0.0),
+        )
+        for name in "abcd"
+    ]  # fmt: skip
+    said = advise(made, [])
+    (chosen,) = (one for one in made if said.startswith(f"Deploy {one.label}:"))
+    assert chosen.accuracy is not None
+    mine = chosen.measurements[0]
+    for other in made:
+        theirs = other.measurements[0]
+        assert other.accuracy is not None
+        faster = theirs.host.median / mine.host.median
+        sure = faster >= 1.03 and faster / (1 + mine.noise + theirs.noise) > 1
+        assert sure or other.accuracy.relative_error * 1.5 > chosen.accuracy.relative_error
 
 
 def test_level_engines_of_one_size_and_accuracy_and_the_simpler() -> None:
@@ -194,7 +235,7 @@ def test_three_level_engines() -> None:
         for label in ("openvino b", "openvino c")
     ]
     said = advise([third, FLOAT, engine("openvino b", "int8", 8.01)], level)
-    assert "level with FP32 on ONNX Runtime, FP32 on OpenVINO at batch 1" in said
+    assert "Deploy FP32 on ONNX Runtime: level with INT8 on OpenVINO, FP32 on OpenVINO at" in said
     assert "ratio to the first 1.00" in said
 
 
@@ -214,7 +255,8 @@ def test_ratios_to_a_third_engine() -> None:
             ("onnxruntime a", 2.0, 1.8, 2.2), ("openvino b", 2.2, 2.0, 2.4),
         )
     ]  # fmt: skip
-    assert "level with FP32 on ONNX Runtime" in advise([third, FLOAT, near], ratios)
+    said = advise([third, FLOAT, near], ratios)
+    assert said.startswith("Deploy FP32 on ONNX Runtime: level with INT8 on OpenVINO")
     sure = [msgspec.structs.replace(ratio, low=ratio.ratio, high=ratio.ratio) for ratio in ratios]
     assert "level" not in advise([third, FLOAT, near], sure)
 
@@ -252,6 +294,30 @@ def test_throughput_has_a_winner_of_its_own() -> None:
 def test_throughput_of_the_same_winner() -> None:
     fast, slow = both("openvino b", "int8", 4.0, 2.0), both("onnxruntime a", "fp32", 8.0, 6.0)
     assert "It has the highest throughput too, 500 images/s." in advise([fast, slow], [TWICE])
+
+
+def test_throughput_is_what_the_tables_show() -> None:
+    """Of an engine that several requests only slow down: that of one after another."""
+    float_ = engine("onnxruntime a", "fp32", 1, measurements=(
+        measured(57.0), measured(71.4, mode="saturated")))  # fmt: skip
+    int8 = engine("onnxruntime i", "int8", 1, size_bytes=99, measurements=(
+        measured(58.1), measured(54.05, mode="saturated")))  # fmt: skip
+    ratios = [against("onnxruntime a", "onnxruntime i", 0.98, "no difference"),
+              against("onnxruntime a", "onnxruntime i", 1.32, mode="saturated")]  # fmt: skip
+    said = advise([float_, int8], ratios)
+    assert (
+        "Deploy FP32 on ONNX Runtime: level with INT8 on ONNX Runtime at batch 1 (57.0 ms" in said
+    )
+    assert "For throughput take INT8 on ONNX Runtime instead: 18.5 images/s, not 17.5." in said
+    case = Case("1x3x224x224", 0)
+    shown = {
+        row.engine.label: f"{three(row.images_per_second)} images/s"
+        for row in rows(record(float_, int8), case)
+    }
+    assert shown == {"onnxruntime a": "17.5 images/s", "onnxruntime i": "18.5 images/s"}
+    runs = (measured(57.0, threads=1), measured(71.4, mode="saturated"))
+    other = msgspec.structs.replace(float_, measurements=runs)
+    assert "18.5 images/s, not 14.0." in advise([other, int8], ratios), "of another setting"
 
 
 def test_level_throughput() -> None:
