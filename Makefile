@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo docs test test-slow test-cpp test-cpp-sanitizers lint triton-venv clean
+.PHONY: setup demo docs here test test-slow test-cpp test-cpp-sanitizers lint triton-venv clean
 
 setup: .venv/installed
 
@@ -26,10 +26,14 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/python scripts/tables.py --check
 
-test: setup lint
+# What the tests run on. ONEDNN_MAX_CPU_ISA holds OpenVINO below it (docs/testing.md).
+here: setup
+	@$(BIN)/python -m tests.here
+
+test: here lint
 	$(BIN)/pytest
 
-test-slow: setup
+test-slow: here
 	$(BIN)/pytest -m slow
 
 # NVIDIA's Triton server (nvidia-pytriton) for the slow tests, in an environment of its own: NumPy 1.

@@ -10,10 +10,16 @@ import pytest
 
 from rest_deploy.artifact import read_sidecar, sha256_file, sidecar_path
 from rest_deploy.signature import OUTPUT_KINDS, InputKind
+from tests.here import here
 
 ASSETS = Path(__file__).parent / "assets"
 TRAINED_WEIGHTS = ASSETS / "rest_nano_photos.safetensors"
 TRAINED_V2_WEIGHTS = ASSETS / "rest_v2_nano_photos.safetensors"
+
+
+def pytest_report_header() -> str:
+    """Shown without -q."""
+    return here()
 
 
 @pytest.fixture(scope="session")
