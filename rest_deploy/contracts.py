@@ -238,6 +238,19 @@ class Proven(Struct, frozen=True):
     obtained: tuple[str, ...]
 
 
+class Sums(Struct, frozen=True):
+    """Whether the 8-bit sums of one (block, role) are exact on every CPU, proven without data.
+
+    `pair`: the largest sum of two neighbouring weights of one sign, at most 128 where they are; 0
+    for a product of two activations, whose operands nothing bounds.
+    """
+
+    block: str
+    role: str
+    pair: int
+    exact: bool
+
+
 class ProviderFit(Struct, frozen=True):
     """What an engine for one of ONNX Runtime's providers was built with: onnxruntime's version,
     shapes of one that compiles, cache folder ("": beside the file), nodes each provider ran."""
@@ -256,6 +269,7 @@ class Build(Struct, frozen=True):
     backend has no integer kernels for. `gate` is None when it was switched off (--no-gate);
     `gated`: what it looked at. Hashes: of the float model, of the calibration table. `fit` and
     `proof`: of TensorRT engines. `provider`: ONNX Runtime's, empty for its CPU; `through`: of one.
+    `sums`: of an INT8 graph, one a quantized (block, role); files of older versions have none.
     """
 
     precision: Precision
@@ -273,6 +287,14 @@ class Build(Struct, frozen=True):
     proof: tuple[Proven, ...] = ()
     provider: str = ""
     through: ProviderFit | None = None
+    sums: tuple[Sums, ...] = ()
+
+    @property
+    def exact_everywhere(self) -> bool:
+        """Whether no CPU can saturate on it: it has no 8-bit sums, or all of them are proven."""
+        if self.precision != "int8":
+            return True
+        return len(self.sums) > 0 and all(found.exact for found in self.sums)
 
 
 class Published(Struct, frozen=True):

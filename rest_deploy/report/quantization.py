@@ -11,7 +11,7 @@ from rest_deploy.quant.budget import Score
 from rest_deploy.quant.dataset import Health, Size
 from rest_deploy.quant.table import CalibrationTable
 from rest_deploy.report.engine import fit_lines
-from rest_deploy.report.text import WIDTH
+from rest_deploy.report.text import WIDTH, sums
 from rest_deploy.report.text import table as columns
 from rest_deploy.verbs import BuildReport, CalibrationReport, LintReport, SensitivityReport
 from rest_deploy.verify.gate import describe
@@ -62,6 +62,7 @@ def build(report: BuildReport) -> str:
     lines += [
         "",
         _layers(made, report.skipped),
+        *(f"8-bit sums: {words}" for words in sums(made)),
         "",
         _gate(made.gate, made.gated if made.fit else ""),
         *_receipt(report),

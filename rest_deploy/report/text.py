@@ -181,12 +181,25 @@ def _describe_build(build: Build) -> list[str]:
         lines.append(
             f"  {'calibration':<13} recipe {build.recipe}, table sha256 {build.table_sha256[:12]}"
         )
+    lines += [f"  {'8-bit sums':<13} {words}" for words in sums(build)]
     if build.gate is None:
         return [*lines, f"  {'gate':<13} switched off (--no-gate)"]
     worst = "; ".join(f"{check.name} {check.value:.3g}" for check in build.gate.checks)
     verdict = "passed" if build.gate.passed else "FAILED"
     on = f" (of {build.gated})" if build.fit is not None or build.provider else ""
     return [*lines, f"  {'gate':<13} {verdict} on {build.gate.source}{on}: {worst}"]
+
+
+def sums(build: Build) -> list[str]:
+    """On which CPUs the 8-bit sums of an INT8 file are exact, in a line; none of other files."""
+    if not build.sums:
+        return []
+    places = f"{len(build.sums)} places"
+    if build.exact_everywhere:
+        return [f"exact on every x86 CPU, proven from the weights of {places}"]
+    loose = Counter(found.role for found in build.sums if not found.exact)
+    roles = ", ".join(f"{role} {count}" for role, count in loose.items())
+    return [f"exact on CPUs with VNNI only in {loose.total()} of {places} ({roles})"]
 
 
 def _describe(metadata: ModelMetadata) -> list[tuple[str, str]]:

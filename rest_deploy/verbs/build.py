@@ -290,6 +290,7 @@ def _build(
             proof=rows,
             provider=route.provider.name if route else "",
             through=provided,
+            sums=made.sums if planned is None else (),
         )
         sidecar = Sidecar(
             schema=1,
