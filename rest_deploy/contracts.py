@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from rest_deploy.architecture import Architecture as Architecture
 from rest_deploy.architecture import PositionEncoding as PositionEncoding
+from rest_deploy.proofs import Proven as Proven
+from rest_deploy.proofs import Sums as Sums
 from rest_deploy.signature import InputKind, Output
 from rest_deploy.stored import Struct as Struct
 
@@ -227,28 +229,6 @@ class EngineFit(Struct, frozen=True):
     layers: int
     scratch_bytes: int
     log: str = ""
-
-
-class Proven(Struct, frozen=True):
-    """What one (block, role) was asked to compute in and what its kernels were planned in."""
-
-    block: str
-    role: str
-    requested: str
-    obtained: tuple[str, ...]
-
-
-class Sums(Struct, frozen=True):
-    """Whether the 8-bit sums of one (block, role) are exact on every CPU, proven without data.
-
-    `pair`: the largest sum of two neighbouring weights of one sign, at most 128 where they are; 0
-    for a product of two activations, whose operands nothing bounds.
-    """
-
-    block: str
-    role: str
-    pair: int
-    exact: bool
 
 
 class ProviderFit(Struct, frozen=True):
