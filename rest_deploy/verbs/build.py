@@ -23,7 +23,7 @@ from rest_deploy.engine.tensorrt import MODULES as FLAVOURS
 from rest_deploy.errors import require
 from rest_deploy.quant.receipt import Measured
 from rest_deploy.runtime.session import Session
-from rest_deploy.verbs import engine, openvino, provider
+from rest_deploy.verbs import engine, openvino, provider, saturation
 from rest_deploy.verbs.calibrate import CalibrationReport
 from rest_deploy.verbs.gate import gate_data
 from rest_deploy.verbs.judge import ITSELF, Judge, on_gpu
@@ -201,7 +201,7 @@ def _build(
         elif choice is not None:
             kinds = obtained(staged)
             warnings += provider.shortfall(made, kinds, request, choice.backend)
-        result, gated, judge = None, "", None
+        result, gated, judge, cause = None, "", None, ""
         if data is not None:
             if made.proof is not made.model:
                 ir.save(made.proof, proof)
@@ -218,7 +218,10 @@ def _build(
                     result = openvino.also_fixed(judge, result, staged, precision)
                 where = route.backend if route else openvino.ON if on_openvino else ""
                 gated = _gated(made, planned is not None, where)
-            gate.enforce(result, target.name)
+                if planned is None:
+                    runs_on = where or "onnxruntime/cpu"
+                    cause = judge.because_of_the_cpu(result, staged, made.sums, runs_on)
+            gate.enforce(result, target.name, cause, saturation.MEND if cause else "")
         if planned is not None:
             proved = engine.build(planned, staged, made, request, target, key, counter)
             progress("built and proved the engine", proved.fit.build_seconds)
@@ -266,7 +269,7 @@ def _build(
         if planned is not None:
             sidecar = sealed(sidecar)
         publish(staged, target, sidecar)
-    return _report(target, sidecar, built, source, made, choice, started, warnings)
+    return _report(target, sidecar, built, source, made, choice, started, warnings, cause=cause)
 
 
 def _warnings(request: Request, metadata: ModelMetadata) -> list[str]:
@@ -298,6 +301,7 @@ def _report(
     warnings: Iterable[str] = (),
     *,
     cached: bool = False,
+    cause: str = "",
 ) -> BuildReport:
     measured = receipt_for(source.metadata, built)
     return BuildReport(
@@ -311,7 +315,7 @@ def _report(
         size_bytes=sidecar.size_bytes,
         source_bytes=source.path.stat().st_size,
         seconds=time.monotonic() - started,
-        warnings=(*warnings, *misfit(measured, built)),
+        warnings=(*warnings, *misfit(measured, built, cause)),
         cached=cached,
         receipt=measured,
     )

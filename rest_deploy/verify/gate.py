@@ -133,16 +133,17 @@ def _checks(
     return checks
 
 
-def enforce(result: GateResult, what: str) -> None:
-    """Raise `VerificationError` naming every check that failed."""
+def enforce(result: GateResult, what: str, cause: str = "", mend: str = "") -> None:
+    """Raise `VerificationError` naming every check that failed. cause: where it is known, and what
+    mends it."""
     red = [check for check in result.checks if not check.passed]
     quantized = any(check.name in ("weight error", "most range use") for check in result.checks)
     if red:
         lines = "; ".join(describe(check) for check in red)
         raise VerificationError(
             f"{what} does not pass the accuracy gate ({result.images} images, {result.source}): "
-            f"{lines}; nothing was written",
-            hint=OTHER_RECIPE if quantized else "--no-gate builds it anyway",
+            f"{lines}; {f'{cause}; ' if cause else ''}nothing was written",
+            hint=mend or (OTHER_RECIPE if quantized else "--no-gate builds it anyway"),
         )
 
 
