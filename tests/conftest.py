@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,31 @@ def no_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     from rest_deploy.errors import installed
 
     monkeypatch.setattr(backends, "installed", lambda name: name != "openvino" and installed(name))
+
+
+@pytest.fixture
+def openvino_bf16(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Call it to have a CPU on which OpenVINO computes in bf16, or one on which it does not. Where
+    the real one does not, OpenVINO takes float32 without a word."""
+    pytest.importorskip("openvino")
+    from rest_deploy.engine import openvino
+
+    core = openvino._core()
+
+    class Core:
+        def __init__(self, bf16: bool) -> None:
+            self._bf16 = bf16
+
+        def get_property(self, device: str, name: str) -> Any:
+            found = core.get_property(device, name)
+            if name != "OPTIMIZATION_CAPABILITIES":
+                return found
+            return [*(one for one in found if one != "BF16"), *["BF16"] * self._bf16]
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(core, name)
+
+    return lambda bf16: monkeypatch.setattr(openvino, "_core", lambda: Core(bf16))
 
 
 def _unchanged(model: Path) -> Iterator[Path]:

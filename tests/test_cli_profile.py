@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from rest_deploy.bench import ceilings
 from rest_deploy.bench.explain import Explained, LayerTime
 from rest_deploy.bench.record import BlockTime, Ceilings
 from rest_deploy.report.profile import profile as render
+from tests.serve.engines import onnx_for
 from tests.test_cli import done, refused, run
 
 LIMITS = Ceilings(
@@ -33,6 +36,25 @@ def test_the_report(exported_nano: Path) -> None:
         assert name in first
     assert "ceilings: GEMM fp32 100 GFLOP/s; copy 1 MiB 40, from memory 10 GB/s" in said
     assert "in no block of the network: 0.0% of the time" in said
+
+
+def test_a_ceiling_that_is_not_here(exported_nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = replace(LIMITS, absent=("bf16",))
+    monkeypatch.setattr(ceilings, "measure", lambda *_a, **_k: limits)
+    said = done("profile", exported_nano, "--size", "64", "--backend", "openvino")
+    assert "on openvino/cpu, 1x3x64x64" in said
+    assert "fp32 100 GFLOP/s (this machine has no bf16 GEMM); copy" in said
+
+
+def test_bf16_without_its_units_fails_at_once(
+    exported_nano: Path, tmp_path: Path, openvino_bf16: Callable[[bool], None]
+) -> None:
+    build = {"backend": "openvino", "precision": "bf16"}
+    engine = onnx_for(exported_nano, tmp_path / "x.onnx", **build)
+    openvino_bf16(False)
+    refused(run("profile", engine, "--size", "64"), 4, "this CPU has no bf16 units")
+    openvino_bf16(True)
+    assert "on openvino/cpu" in done("profile", engine, "--size", "64")
 
 
 def test_json(exported_nano: Path) -> None:

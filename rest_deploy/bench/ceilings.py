@@ -2,6 +2,7 @@
 
 Each is the best of repeated runs: other load only ever makes them slower. The GEMM is a graph of
 one node, timed by the runtime's own profiler: quantizing its input does not count, nor the call.
+A precision that the CPU or the runtime does not have gets no figure, and is named.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rest_deploy.contracts import HostBackend
 from rest_deploy.engine import onnxruntime_profile, openvino_profile
 from rest_deploy.engine.executed import Executed, Kernel
 from rest_deploy.engine.openvino import Inference
-from rest_deploy.errors import InputError, require
+from rest_deploy.errors import ArtifactError, InputError, MissingDependencyError, require
 
 Runtime = HostBackend
 """Whose GEMM is measured."""
@@ -42,13 +43,18 @@ def measure(
 ) -> Ceilings:
     """threads: of the engine, None for all cores. seconds: for each of about seven figures.
 
-    Raises `MissingDependencyError` where the runtime or onnx is not installed.
+    Raises `MissingDependencyError` where the runtime or onnx is not installed, `InputError` for
+    more threads than there are cores.
     """
     require("onnx", "export")
+    require(runtime, runtime)
     gemms = {}
     with tempfile.TemporaryDirectory() as folder:
         for precision in _precisions(runtime):
-            executed = _gemm(Path(folder), runtime, precision, threads, seconds, size)
+            try:
+                executed = _gemm(Path(folder), runtime, precision, threads, seconds, size)
+            except (MissingDependencyError, ArtifactError):  # no bf16 units, no such kernel
+                continue
             found = rate(executed.kernels, precision, size)
             if found is not None:
                 gemms[precision] = found
@@ -59,6 +65,7 @@ def measure(
         copy_gb_per_s=copy(large, workers, seconds),
         threads=threads or 0,
         copies=tuple((moved, copy(moved, workers, seconds)) for moved in CACHED),
+        absent=tuple(name for name in _precisions(runtime) if name not in gemms),
     )
 
 
@@ -85,7 +92,10 @@ def best(found: Iterable[Ceilings]) -> Ceilings:
         copy_gb_per_s=max(ceilings.copy_gb_per_s for ceilings in all_of_them),
         threads=all_of_them[0].threads,
         copies=tuple(sorted(copies.items())),
-    )
+        absent=tuple(dict.fromkeys(
+            name for ceilings in all_of_them for name in ceilings.absent if name not in gemms
+        )),
+    )  # fmt: skip
 
 
 def rate(kernels: Iterable[Kernel], precision: str, size: int) -> float | None:

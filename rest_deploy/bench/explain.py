@@ -14,7 +14,7 @@ from rest_deploy.bench.record import BlockTime, Ceilings
 from rest_deploy.contracts import SMALLEST_SIDE, Dims, HostBackend, Struct
 from rest_deploy.engine import onnxruntime_profile, openvino_profile
 from rest_deploy.engine.executed import Executed
-from rest_deploy.engine.openvino import Inference
+from rest_deploy.engine.openvino import Inference, check_bf16
 from rest_deploy.errors import ArtifactError, InputError, ShapeError, require
 from rest_deploy.layout import layout_of_type
 from rest_deploy.runtime.backend import backend_for, inference_precision
@@ -167,6 +167,9 @@ def opened(file: Path, shape: Dims, backend: HostBackend | None = None) -> Sourc
             hint="rest-deploy build-engine --backend onnxruntime --provider cpu",
         )
     runtime = backend_for(sidecar, backend, None)
+    inference = inference_precision(built)
+    if runtime == "openvino" and inference == "bf16":
+        check_bf16()
     try:
         model = onnx.load(file)
     except Exception as error:  # protobuf's classes share no public base
@@ -182,7 +185,7 @@ def opened(file: Path, shape: Dims, backend: HostBackend | None = None) -> Sourc
     return Source(
         file=file,
         runtime=runtime,
-        inference=inference_precision(built),
+        inference=inference,
         dtype=onnx.helper.tensor_dtype_to_np_dtype(number),
         works=works,
         uncounted=uncounted,

@@ -131,12 +131,13 @@ class BlockTime(Struct, frozen=True):
 class Ceilings(Struct, frozen=True):
     """What this machine reaches, measured: GFLOP/s of a large GEMM by precision, GB/s of a copy
     (read and written) larger than the last-level cache; copies: (bytes moved, GB/s) of smaller
-    ones, which stay in a cache. threads: 0 for all."""
+    ones, which stay in a cache. threads: 0 for all. absent: precisions that no runtime has here."""
 
     gemm_gflops: dict[str, float]
     copy_gb_per_s: float
     threads: int
     copies: tuple[tuple[int, float], ...] = ()
+    absent: tuple[str, ...] = ()
 
 
 class Start(Struct, frozen=True):

@@ -262,5 +262,6 @@ def ceilings(record: Record) -> list[tuple[str, str]]:
     peaks = ", ".join(f"{kind} {three(peak)}" for kind, peak in found.gemm_gflops.items())
     return [
         ("reached by a large GEMM", f"{peaks} GFLOP/s, {found.threads or 'all'} threads"),
+        ("no GEMM on this machine in", ", ".join(found.absent)),
         ("reached by a copy", f"{three(found.copy_gb_per_s)} GB/s"),
     ]

@@ -98,9 +98,13 @@ def limits(ceilings: Ceilings) -> str:
     gemms = ", ".join(f"{name} {rate:.0f}" for name, rate in ceilings.gemm_gflops.items())
     copies = "".join(f"{moved / 2**20:.0f} MiB {rate:.0f}, " for moved, rate in ceilings.copies)
     return (
-        f"ceilings: GEMM {gemms or 'none'} GFLOP/s; copy {copies}"
+        f"ceilings: GEMM {gemms or 'none'} GFLOP/s{_without(ceilings)}; copy {copies}"
         f"from memory {ceilings.copy_gb_per_s:.0f} GB/s"
     )
+
+
+def _without(ceilings: Ceilings) -> str:
+    return f" (this machine has no {', '.join(ceilings.absent)} GEMM)" if ceilings.absent else ""
 
 
 def _figures(times: Iterable[BlockTime], whole: float) -> tuple[str, str, str, str]:

@@ -132,7 +132,7 @@ def bench(
             subjects.insert(0, Subject(PYTORCH_ON_GPU, partial(eager, device="cuda")))
     plan = _plan(wishes, metadata, pixels=any(one.metadata.input_kind == "uint8" for one in found))
     compared = measure.compare(subjects, plan, counter)
-    ceilings = _ceilings(found, wishes, progress)
+    ceilings = _ceilings(found, wishes, notes, progress)
     by_label = {one.label: one for one in found}
     results = []
     for measured in compared.engines:
@@ -148,10 +148,10 @@ def bench(
             )  # fmt: skip
         else:
             with step(progress, f"examined {one.label}"):
-                results.append(_examined(one, measured, data, expected, ceilings, wishes))
+                results.append(_examined(one, measured, data, expected, ceilings, wishes, notes))
         notes += [f"{measured.label}, skipped: {words}" for words in measured.skipped]
     with step(progress, "compared the times with the counted work"):
-        growth = _growth(found, results)
+        growth = _growth(found, results, notes)
     record = Record(
         schema=1,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -262,8 +262,10 @@ def _examined(
     expected: Answers,
     ceilings: Ceilings | None,
     wishes: BenchWishes,
+    notes: list[str],
 ) -> EngineResult:
-    """What is known of one engine: measured, judged, profiled, started anew."""
+    """What is known of one engine: measured, judged, profiled, started anew. One that cannot be
+    profiled, which a note says, keeps its times."""
     build = one.sidecar.build
     side = one.metadata.card.preprocessing.crop
     shape: Dims = (min(wishes.batches), 3, side, side)
@@ -274,12 +276,15 @@ def _examined(
     try:
         if not failed:
             accuracy = _accuracy(one, data, expected)
-        if not failed and wishes.profile and _on_cpu(one):
-            blocks = explain(one.path, shape, wishes.threads[0] or None, ceilings=ceilings)
         if not failed and wishes.cold_start:
             started = cold_start(one.path, shape, threads=wishes.threads[0] or None)
     except RestDeployError as error:
         failed = error.message
+    if not failed and wishes.profile and _on_cpu(one):
+        try:
+            blocks = explain(one.path, shape, wishes.threads[0] or None, ceilings=ceilings)
+        except RestDeployError as error:
+            notes.append(f"{one.label}, not profiled: {error.message}")
     return EngineResult(
         label=one.label,
         backend=_backend(one),
@@ -290,14 +295,16 @@ def _examined(
         failed=failed,
         accuracy=accuracy,
         measurements=() if failed else measured.measurements,
-        blocks=() if failed else blocks,
+        blocks=blocks,
         blocks_shape="x".join(map(str, shape)) if blocks else "",
         start=started,
         peak_bytes=started.peak_bytes if started else 0,
     )
 
 
-def _growth(found: Sequence[Found], results: Sequence[EngineResult]) -> tuple[Growth, ...]:
+def _growth(
+    found: Sequence[Found], results: Sequence[EngineResult], notes: list[str]
+) -> tuple[Growth, ...]:
     """Of every engine by its own graph; what has none (PyTorch, a GPU's engine) by the export's."""
     if not installed("onnx"):
         return ()
@@ -308,7 +315,10 @@ def _growth(found: Sequence[Found], results: Sequence[EngineResult]) -> tuple[Gr
     for result in results:
         path = files.get(result.label, found[0].path)
         if len({measured.shape for measured in result.measurements}) > 1:
-            rows += roofline.growth(result.label, onnx.load(path), result.measurements)
+            try:
+                rows += roofline.growth(result.label, onnx.load(path), result.measurements)
+            except RestDeployError as error:
+                notes.append(f"{result.label}, its work is not counted: {error.message}")
     return tuple(rows)
 
 
@@ -345,13 +355,21 @@ def _accuracy(one: Found, data: GateData, expected: Answers) -> Accuracy:
     )
 
 
-def _ceilings(found: Sequence[Found], wishes: BenchWishes, progress: Progress) -> Ceilings | None:
-    """Of the runtimes that the engines run on; the best of each."""
+def _ceilings(
+    found: Sequence[Found], wishes: BenchWishes, notes: list[str], progress: Progress
+) -> Ceilings | None:
+    """Of the runtimes that the engines run on; the best of each. None, and notes, where none could
+    be measured: the engines' times are."""
     if not wishes.profile:
         return None
     runtimes: list[machine.Runtime] = ["onnxruntime"]
     if any(one.sidecar.build and one.sidecar.build.backend == "openvino" for one in found):
         runtimes.append("openvino")
     with step(progress, "measured what this machine reaches"):
-        threads = wishes.threads[0] or None
-        return machine.best([machine.measure(runtime, threads) for runtime in runtimes])
+        reached = []
+        for runtime in runtimes:
+            try:
+                reached.append(machine.measure(runtime, wishes.threads[0] or None))
+            except RestDeployError as error:
+                notes.append(f"left out: the ceilings of {runtime}, since {error.message}")
+        return machine.best(reached) if reached else None

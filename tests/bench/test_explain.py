@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,14 @@ from rest_deploy.cards import load_card
 from rest_deploy.contracts import Dims, HostBackend
 from rest_deploy.engine import onnxruntime_profile
 from rest_deploy.engine.executed import Executed, Kernel
-from rest_deploy.errors import ArtifactError, InputError, RestDeployError, ShapeError, installed
+from rest_deploy.errors import (
+    ArtifactError,
+    InputError,
+    MissingDependencyError,
+    RestDeployError,
+    ShapeError,
+    installed,
+)
 from rest_deploy.model import cost
 from rest_deploy.model.deploy import to_deploy
 from rest_deploy.model.rest import ResT
@@ -133,13 +141,28 @@ def test_a_graph_that_cannot_be_counted_is_timed(exported_nano: Path, tmp_path: 
 def test_the_runtime_that_a_file_was_built_for(
     exported_nano: Path,
     monkeypatch: pytest.MonkeyPatch,
+    openvino_bf16: Callable[[bool], None],
     built: dict[str, str],
     backend: HostBackend | None,
     expected: tuple[str, str],
 ) -> None:
     sidecar_with(monkeypatch, built)
+    openvino_bf16(True)
     source = opened(exported_nano, SHAPE, backend)
     assert (source.runtime, source.inference) == expected
+
+
+@pytest.mark.parametrize("built", [{"precision": "bf16"}, {"rest": "bf16"}])
+def test_bf16_where_the_cpu_has_not_its_units(
+    exported_nano: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    openvino_bf16: Callable[[bool], None],
+    built: dict[str, str],
+) -> None:
+    sidecar_with(monkeypatch, {"backend": "openvino", **built})
+    openvino_bf16(False)
+    with pytest.raises(MissingDependencyError, match="has no bf16 units"):
+        opened(exported_nano, SHAPE)
 
 
 def test_a_file_for_a_gpu_is_refused(exported_nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -311,7 +311,10 @@ def record() -> Record:
         engines=(*map(engine, LATENCY), failed),
         ratios=ratios(),
         ceilings=Ceilings(
-            gemm_gflops={"fp32": 182.0, "int8": 610.0}, copy_gb_per_s=19.0, threads=8
+            gemm_gflops={"fp32": 182.0, "int8": 610.0},
+            copy_gb_per_s=19.0,
+            threads=8,
+            absent=("bf16",),
         ),
         advice="Deploy openvino int8: 9.4 ms an image at 224x224, 4.0 times as fast as PyTorch, "
         "with the same top-1 on 510 of 512 images.",

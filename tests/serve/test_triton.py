@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,11 +154,22 @@ def test_openvino(exported_nano: Path, root: Path, tmp_path: Path) -> None:
     sent = [(w.batch_size, w.inputs["image"].dims) for w in config.model_warmup]
     assert sent == [(1, (1, 3, 224, 224)), (1, (8, 3, 224, 224))]
     assert any("computes in bf16" in line for line in found.warnings)
+
+
+@needs_schema
+def test_openvino_in_bf16(
+    exported_nano: Path, root: Path, tmp_path: Path, openvino_bf16: Callable[[bool], None]
+) -> None:
+    """Asked of Triton's backend; and refused where the CPU at hand could not run it."""
+    openvino_bf16(True)
     build = {"backend": "openvino", "precision": "bf16"}
     bf16 = onnx_for(exported_nano, tmp_path / "y.onnx", **build)
     found = write(bf16, root, Wishes(ensemble=False), backend="openvino")
     assert read(root, "rest_nano").parameter("HINT_BF16") == "YES"
     assert not any("computes in bf16" in line for line in found.warnings)
+    openvino_bf16(False)
+    with pytest.raises(MissingDependencyError, match="has no bf16 units"):
+        write(bf16, root, Wishes(ensemble=False), backend="openvino")
 
 
 @needs_schema

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rest_deploy.artifact import sidecar_path
-from rest_deploy.errors import ArtifactError, InputError
+from rest_deploy.errors import ArtifactError, InputError, MissingDependencyError
 from rest_deploy.serve.triton_config import DataType
 from rest_deploy.serve.triton_source import Source, check_shapes, examine
 from tests.serve.engines import SMALL, WIDE, onnx_for, plan_for
@@ -65,11 +66,23 @@ def test_engines_of_onnx(
 @pytest.mark.parametrize(("precision", "rest", "bf16"), [("int8", "fp32", False),
                          ("bf16", "", True), ("int8", "bf16", True)])  # fmt: skip
 def test_bf16_is_meant(
-    exported_nano: Path, tmp_path: Path, precision: str, rest: str, bf16: bool
+    exported_nano: Path,
+    tmp_path: Path,
+    openvino_bf16: Callable[[bool], None],
+    precision: str,
+    rest: str,
+    bf16: bool,
 ) -> None:
-    pytest.importorskip("openvino")
     build = {"backend": "openvino", "precision": precision, "rest": rest}
-    assert examine(onnx_for(exported_nano, tmp_path / "x.onnx", **build)).bf16 == bf16
+    engine = onnx_for(exported_nano, tmp_path / "x.onnx", **build)
+    openvino_bf16(True)
+    assert examine(engine).bf16 == bf16
+    openvino_bf16(False)
+    if not bf16:
+        assert not examine(engine).bf16
+        return
+    with pytest.raises(MissingDependencyError, match="has no bf16 units"):
+        examine(engine)
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from onnx import numpy_helper
 
 from rest_deploy import verbs
 from rest_deploy.artifact import publish, read_sidecar, sha256_file, sidecar_path, staging
-from rest_deploy.bench import store
+from rest_deploy.bench import ceilings, explain, roofline, store
 from rest_deploy.bench.record import EngineResult, PlaceError, Record, Sensitivity
 from rest_deploy.contracts import Build
 from rest_deploy.engine import providers
-from rest_deploy.errors import ArtifactError, InputError
+from rest_deploy.errors import ArtifactError, InputError, MissingDependencyError
 from rest_deploy.model.eager import Eager
 from rest_deploy.verbs import BenchReport, BenchWishes
 from rest_deploy.verbs.engines import find
@@ -125,6 +125,30 @@ def test_everything_that_is_known_of_an_engine(workspace: Path) -> None:
     assert {row.form for row in norms.rows} == {"folded", "PyTorch eager"}
     assert max(row.relative_error for row in norms.rows if row.form == "folded") < 1e-5
     assert {row.size for row in norms.rows} >= {"97x131", "448x448"}
+
+
+def test_what_cannot_be_explained_is_measured_all_the_same(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ceilings, profile and counted work only say why: without them the times are kept."""
+
+    def refuse(*_a: Any, **_k: Any) -> Any:
+        raise MissingDependencyError("this CPU has no such units")
+
+    for place, name in ((ceilings, "measure"), (explain, "examine"), (roofline, "growth")):
+        monkeypatch.setattr(place, name, refuse)
+    report = bench(workspace, profile=True, batches=(1, 2), seconds=0.1)
+    (export,) = report.record.engines
+    assert (export.failed, export.blocks, export.blocks_shape) == ("", (), "")
+    assert export.measurements
+    assert report.record.ceilings is None
+    why = "this CPU has no such units"
+    assert set(report.record.notes) >= {
+        f"left out: the ceilings of onnxruntime, since {why}",
+        f"fp32 export, not profiled: {why}",
+        f"fp32 export, its work is not counted: {why}",
+    }
+    assert store.read(Path(report.record_file)) == report.record
 
 
 @pytest.mark.slow
