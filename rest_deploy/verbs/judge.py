@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -25,7 +26,7 @@ from rest_deploy.runtime.session import Float32, Session
 from rest_deploy.runtime.tensorrt import GpuOptions, TensorRtRunner
 from rest_deploy.signature import Output
 from rest_deploy.verbs import saturation
-from rest_deploy.verbs.gate import GateData, reference_answers
+from rest_deploy.verbs.gate import GateData, float32_errors, reference_answers
 from rest_deploy.verbs.make import Made, Request
 from rest_deploy.verify import gate
 
@@ -89,7 +90,7 @@ class Judge:
         checks = [
             gate.error_check(
                 output, self.reference[output.name][: len(found[output.name])],
-                found[output.name], self._bounds(), fresh=fresh,
+                found[output.name], self._bounds(), fresh=fresh, float32=self._float32,
             )
             for output in self._outputs
         ]  # fmt: skip
@@ -133,6 +134,18 @@ class Judge:
             labels=self.data.labels,
             reference_name=self.reference_name,
             source=self.data.source,
+            float32=self._float32,
+        )
+
+    @property
+    def _float32(self) -> gate.Float32Errors | None:
+        """Only where no precision is given up: the gate of another has room for float32's error."""
+        return (lambda: self._float32_errors) if self.request.precision == "fp32" else None
+
+    @cached_property
+    def _float32_errors(self) -> dict[str, float]:
+        return float32_errors(
+            self.source, self.data.images, self.request.checkpoint, self.reference
         )
 
     def _bounds(self) -> GateBounds:
