@@ -37,7 +37,12 @@ DEFAULT_WORKSPACE = "build"
 
 class Parity(Struct, frozen=True):
     """Outcome of a comparison with the reference, as stored in a sidecar: the worst of all outputs
-    and cases. agreement: None where nothing is a class score."""
+    and cases. agreement: None where nothing is a class score.
+
+    `bound`: what the largest relative error was held against: `card_bound`, or where that was
+    exceeded and it is larger `float32_error`, PyTorch's own in float32 on the same images. Files of
+    older versions have neither of the two, and the card's bound as `bound`.
+    """
 
     reference: str
     relative_error: float
@@ -45,6 +50,8 @@ class Parity(Struct, frozen=True):
     agreement: float | None
     bound: float
     cases: tuple[str, ...]
+    card_bound: float | None = None
+    float32_error: float | None = None
 
 
 class Sidecar(Struct, frozen=True):

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from rest_deploy.architecture import Architecture as Architecture
 from rest_deploy.architecture import PositionEncoding as PositionEncoding
+from rest_deploy.proofs import Proven as Proven
+from rest_deploy.proofs import Sums as Sums
 from rest_deploy.signature import InputKind, Output
 from rest_deploy.stored import Struct as Struct
 
@@ -229,15 +231,6 @@ class EngineFit(Struct, frozen=True):
     log: str = ""
 
 
-class Proven(Struct, frozen=True):
-    """What one (block, role) was asked to compute in and what its kernels were planned in."""
-
-    block: str
-    role: str
-    requested: str
-    obtained: tuple[str, ...]
-
-
 class ProviderFit(Struct, frozen=True):
     """What an engine for one of ONNX Runtime's providers was built with: onnxruntime's version,
     shapes of one that compiles, cache folder ("": beside the file), nodes each provider ran."""
@@ -256,6 +249,7 @@ class Build(Struct, frozen=True):
     backend has no integer kernels for. `gate` is None when it was switched off (--no-gate);
     `gated`: what it looked at. Hashes: of the float model, of the calibration table. `fit` and
     `proof`: of TensorRT engines. `provider`: ONNX Runtime's, empty for its CPU; `through`: of one.
+    `sums`: of an INT8 graph, one a quantized (block, role); files of older versions have none.
     """
 
     precision: Precision
@@ -273,6 +267,14 @@ class Build(Struct, frozen=True):
     proof: tuple[Proven, ...] = ()
     provider: str = ""
     through: ProviderFit | None = None
+    sums: tuple[Sums, ...] = ()
+
+    @property
+    def exact_everywhere(self) -> bool:
+        """Whether no CPU can saturate on it: it has no 8-bit sums, or all of them are proven."""
+        if self.precision != "int8":
+            return True
+        return len(self.sums) > 0 and all(found.exact for found in self.sums)
 
 
 class Published(Struct, frozen=True):

@@ -106,6 +106,12 @@ BACKENDS: tuple[Backend, ...] = (
 NAMES: tuple[str, ...] = tuple(backend.name for backend in BACKENDS)
 
 
+def can_build(name: BackendName, precision: Precision) -> bool:
+    """Whether that backend builds this precision here."""
+    (found,) = (backend for backend in BACKENDS if backend.name == name)
+    return precision in found.precisions and found.why_not() is None
+
+
 def choose(
     wanted: str, precision: Precision, unfit: Mapping[BackendName, str] | None = None
 ) -> Choice:

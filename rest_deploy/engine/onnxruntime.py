@@ -35,15 +35,16 @@ class OnnxRuntimeRunner:
         provider: str = "cpu",
         options: ProviderOptions = DEFAULTS,
         threads: int | None = None,
+        in_float: bool = False,
     ) -> None:
         """provider: a name of `engine.providers`; it must really run, ONNX Runtime's silent
         fallback to the CPU is an error. threads: for one operator; None lets ONNX Runtime take all
-        cores.
+        cores. in_float: no integer kernels, see `open_session`.
 
         Raises `ArtifactError` for a file it cannot load, `MissingDependencyError` when the package
         or the provider is not here, `InputError` for options the provider does not have.
         """
-        self._session = open_session(path, provider, options, threads=threads)
+        self._session = open_session(path, provider, options, threads=threads, in_float=in_float)
         self.backend = f"onnxruntime/{provider}"
         self.inputs = tuple(_spec(argument) for argument in self._session.get_inputs())
         self.outputs = tuple(_spec(argument) for argument in self._session.get_outputs())

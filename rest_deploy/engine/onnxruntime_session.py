@@ -42,11 +42,13 @@ def open_session(
     threads: int | None = None,
     profile: Path | None = None,
     optimized: Path | None = None,
+    in_float: bool = False,
 ) -> onnxruntime.InferenceSession:
     """A session that runs on the provider of that name, or an error.
 
     threads: for one operator, None for all cores. profile: beginning of the path of the profile it
-    writes at `end_profiling`. optimized: where the graph goes that it really runs.
+    writes at `end_profiling`. optimized: where the graph goes that it really runs. in_float: Q/DQ
+    pairs round, and the layers between them compute in float: no integer kernels.
     Raises `ArtifactError` for a file it cannot load, `MissingDependencyError` when the package or
     the provider is not here, `InputError` for options it does not have, `OutputError`.
     """
@@ -63,6 +65,8 @@ def open_session(
         session_options.profile_file_prefix = str(profile)
     if optimized is not None:
         session_options.optimized_model_filepath = str(optimized)
+    if in_float:
+        session_options.add_session_config_entry("session.disable_quant_qdq", "1")
     for key, value in session_entries(name, options).items():
         session_options.add_session_config_entry(key, value)
     chosen: dict[str, object] = {}

@@ -11,13 +11,14 @@ import onnx_ir as ir
 
 from rest_deploy.artifact import sha256_file
 from rest_deploy.graph.roles import Place
+from rest_deploy.quant import pairs
 from rest_deploy.quant.dataset import CalibrationSet
 from rest_deploy.quant.equalize import Array, equalize
 from rest_deploy.quant.extents import Extent, check_finite, measure
 from rest_deploy.quant.insert_qdq import Layer, Placement, insert_qdq, layers, observed_tensors
 from rest_deploy.quant.level import level
 from rest_deploy.quant.observe import Histogram, observe
-from rest_deploy.quant.probe import Probe, from_matrix, weight_matrix
+from rest_deploy.quant.probe import Probe, from_matrix, output_axis, weight_matrix
 from rest_deploy.quant.recipe import Recipe
 from rest_deploy.quant.resume import State
 from rest_deploy.quant.rounding import round_weight
@@ -119,8 +120,7 @@ def quantize(model: Path, table: CalibrationTable) -> tuple[ir.Model, Placement]
     graph = prepared(model, table)
     means = {name: np.asarray(found.channel_mean) for name, found in table.ranges.items()}
     thresholds = {name: found.threshold for name, found in table.ranges.items()}
-    rounded = {name: weight.array() for name, weight in table.weights.items()}
-    return graph, insert_qdq(graph, table.recipe, thresholds, means, rounded)
+    return graph, insert_qdq(graph, table.recipe, thresholds, means, table.weights)
 
 
 def _searched(graph: ir.Model, recipe: Recipe) -> set[str]:
@@ -182,14 +182,27 @@ def _rounded(
     for name, probe in probes.items():
         for layer in readers[name].values():
             if layer.role in recipe.corrections.rounding:
-                rounded = _fitted(layer.node, probe.moment, recipe)
-                weights[layer.weight] = RoundedWeight(rounded.shape, rounded.tobytes())
+                weights[layer.weight] = _fitted(layer.node, probe.moment, recipe)
     return weights
 
 
-def _fitted(node: ir.Node, moment: npt.NDArray[np.float64], recipe: Recipe) -> npt.NDArray[np.int8]:
+def _fitted(node: ir.Node, moment: npt.NDArray[np.float64], recipe: Recipe) -> RoundedWeight:
     """`round_weight` on a layer, in the layout of its own weight."""
+    levels = LARGEST[recipe.format]
     matrix = weight_matrix(node).astype(np.float64)  # (K, O)
-    scales = weight_scales(matrix, 1, LARGEST[recipe.format]).astype(np.float32)
-    rows = round_weight(matrix.T, moment, scales.astype(np.float64), LARGEST[recipe.format])
-    return from_matrix(node, rows.T.astype(np.int8))
+
+    def rounded(scales: npt.NDArray[np.floating]) -> npt.NDArray[np.int8]:
+        single = scales.astype(np.float32).astype(np.float64)  # as they are stored
+        rows = round_weight(matrix.T, moment, single, levels)
+        return from_matrix(node, rows.T.astype(np.int8))
+
+    scales = weight_scales(matrix, 1, levels)
+    stored = rounded(scales)
+    if recipe.exact_pairs:
+        weight = from_matrix(node, matrix)
+        stored, scales = pairs.fit(weight, output_axis(node), scales, rounded)
+    return RoundedWeight(
+        shape=stored.shape,
+        values=stored.tobytes(),
+        scales=tuple(map(float, scales.astype(np.float32))),
+    )

@@ -18,8 +18,11 @@ import onnx_ir as ir
 
 from rest_deploy.errors import InputError
 from rest_deploy.graph.roles import Place, place
+from rest_deploy.quant import pairs
+from rest_deploy.quant.probe import output_axis
 from rest_deploy.quant.recipe import Recipe
 from rest_deploy.quant.scales import LARGEST, Format, weight_scales
+from rest_deploy.quant.table import RoundedWeight
 
 Float32 = npt.NDArray[np.float32]
 
@@ -97,14 +100,14 @@ def insert_qdq(
     recipe: Recipe,
     thresholds: Mapping[str, float],
     input_means: Mapping[str, npt.NDArray[np.float64]] | None = None,
-    rounded: Mapping[str, npt.NDArray[np.int8]] | None = None,
+    rounded: Mapping[str, RoundedWeight] | None = None,
 ) -> Placement:
     """Quantize in place. thresholds: largest magnitude kept, per activation.
 
     input_means: per-channel means of the activations; with them, and a recipe that asks for it,
     the mean error of each quantized weight is taken out of the node's bias (Nagel et al.,
     "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv 1906.04721).
-    rounded: integers of weights that are not to be rounded to nearest, by initializer.
+    rounded: weights that are not to be rounded to nearest, by initializer.
     Raises `InputError` when a threshold is missing.
     """
     if recipe.format == "fp8" and (model.opset_imports.get("", 0)) < FP8_OPSET:
@@ -113,7 +116,7 @@ def insert_qdq(
             hint="export again with --opset 20",
         )
     report = Placement()
-    pairs: dict[str, ir.Value] = {}
+    quantized: dict[str, ir.Value] = {}
     for node in list(model.graph):
         here = place(node.name or "")
         if here is None or node.op_type not in {"MatMul", "Gemm", "Conv"}:
@@ -133,14 +136,14 @@ def insert_qdq(
             if value is None or (index == 1 and constant):
                 continue
             name = value.name or ""
-            if name not in pairs:
+            if name not in quantized:
                 if name not in thresholds:
                     raise InputError(
                         f"the calibration table has no range for {name}",
                         hint="calibrate this model with this recipe: rest-deploy calibrate",
                     )
-                pairs[name] = _pair(model, value, thresholds[name], recipe.format)
-            node.replace_input_with(index, pairs[name])
+                quantized[name] = _pair(model, value, thresholds[name], recipe.format)
+            node.replace_input_with(index, quantized[name])
         report.quantized[here.role] += 1
     return report
 
@@ -150,13 +153,22 @@ def quantized_weight(
 ) -> tuple[npt.NDArray[np.generic], Float32]:
     """Stored values and one scale per output channel (on `axis`)."""
     levels = LARGEST[recipe.format]
-    scales = weight_scales(weight, axis, levels).astype(np.float32)
     shape = [1] * weight.ndim
     shape[axis] = -1
-    ratio = weight / scales.reshape(shape)
+
+    def nearest(scales: npt.NDArray[np.floating]) -> npt.NDArray[np.int8]:
+        ratio = weight / scales.astype(np.float32).reshape(shape)
+        return np.clip(np.round(ratio), -levels, levels).astype(np.int8)
+
+    scales = weight_scales(weight, axis, levels)
+    if recipe.exact_pairs:
+        stored, scales = pairs.fit(weight, axis, scales, nearest)
+        return stored, scales.astype(np.float32)
+    scales = scales.astype(np.float32)
     if recipe.format == "fp8":
-        return np.clip(ratio, -levels, levels).astype(ml_dtypes.float8_e4m3fn), scales
-    return np.clip(np.round(ratio), -levels, levels).astype(np.int8), scales
+        ratio = np.clip(weight / scales.reshape(shape), -levels, levels)
+        return ratio.astype(ml_dtypes.float8_e4m3fn), scales
+    return nearest(scales), scales
 
 
 def _activations(node: ir.Node) -> list[ir.Value]:
@@ -174,17 +186,18 @@ def _quantize_weight(
     node: ir.Node,
     recipe: Recipe,
     means: npt.NDArray[np.float64] | None,
-    rounded: npt.NDArray[np.int8] | None,
+    rounded: RoundedWeight | None,
 ) -> None:
     weight = node.inputs[1]
     assert weight is not None
     assert weight.const_value is not None
     name = weight.name or ""
     value = weight.const_value.numpy().astype(np.float32)
-    axis = _output_axis(node)
+    axis = output_axis(node)
     stored, scales = quantized_weight(value, axis, recipe)
     if rounded is not None:
-        stored = rounded
+        stored = rounded.array()
+        scales = np.asarray(rounded.scales, np.float32) if rounded.scales else scales
     if means is not None:
         shape = [1] * value.ndim
         shape[axis] = -1
@@ -231,15 +244,6 @@ def _initializer(model: ir.Model, name: str, value: npt.NDArray[np.generic]) -> 
     return made
 
 
-def _output_axis(node: ir.Node) -> int:
-    """Axis of the output channels: a convolution's first, MatMul's last, Gemm's by transB."""
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1:
-        return 0
-    return 1
-
-
 def _mean_output(
     node: ir.Node, error: npt.NDArray[np.float64], means: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
@@ -248,7 +252,7 @@ def _mean_output(
         groups = node.attributes.get_int("group", 1)
         read = means.reshape(groups, -1).repeat(len(error) // groups, axis=0)  # (C_out, C_in)
         result = np.einsum("oihw,oi->o", error, read)
-    elif _output_axis(node) == 0:
+    elif output_axis(node) == 0:
         result = error @ means
     else:
         result = means @ error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from rest_deploy.errors import InvariantError
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
+Kind = TypeVar("Kind", bound=np.generic)
 
 ROWS_PER_IMAGE = 256
 
@@ -80,10 +82,15 @@ def weight_matrix(layer: ir.Node) -> Float32:
     return weight.T if _transposed(layer) else weight
 
 
-def from_matrix(layer: ir.Node, matrix: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+def from_matrix(layer: ir.Node, matrix: npt.NDArray[Kind]) -> npt.NDArray[Kind]:
     """Inverse of `weight_matrix`: (K, O) -> the layout of the layer's own weight."""
     rows = matrix.T if layer.op_type == "Conv" or _transposed(layer) else matrix
     return np.ascontiguousarray(rows).reshape(_weight(layer).shape)
+
+
+def output_axis(layer: ir.Node) -> int:
+    """Axis of the output channels: a convolution's first, MatMul's last, Gemm's by transB."""
+    return 0 if layer.op_type == "Conv" or _transposed(layer) else 1
 
 
 def _weight(layer: ir.Node) -> Float32:

@@ -59,19 +59,25 @@ class Corrections(Struct, frozen=True):
 
 
 class Recipe(Struct, frozen=True):
-    """Which roles are quantized. `float_places` ("stage2.0:proj", "stage1:mlp") are exceptions."""
+    """Which roles are quantized. `float_places` ("stage2.0:proj", "stage1:mlp") are exceptions.
+
+    `exact_pairs`: scales of weights are wide enough that no x86 CPU saturates, see `pairs`.
+    """
 
     schema: Literal[1]
     name: str
     format: Format
     quantize: tuple[str, ...]
     float_places: tuple[str, ...] = ()
+    exact_pairs: bool = False
     activations: Scaling = Scaling()
     corrections: Corrections = Corrections()
 
     def __post_init__(self) -> None:
         _check_roles(self.quantize)
         _check_roles(place.partition(":")[2] for place in self.float_places)
+        if self.exact_pairs and self.format != "int8":
+            raise ValueError(f"exact_pairs is about 8-bit integers, not {self.format}")
 
     def wants(self, place: Place) -> bool:
         """Whether a node at `place` is to be quantized."""

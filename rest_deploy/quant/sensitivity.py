@@ -135,6 +135,7 @@ def to_toml(recipe: Recipe, comment: str) -> str:
         "float_places = [",
         *(f'    "{place}",' for place in recipe.float_places),
         "]",
+        f"exact_pairs = {str(recipe.exact_pairs).lower()}",
         "",
         "[activations]",
         f'algorithm = "{recipe.activations.algorithm}"',

@@ -38,10 +38,14 @@ class Range(Struct, frozen=True):
 
 
 class RoundedWeight(Struct, frozen=True):
-    """Integers of a weight rounded by `rounding`, row-major, one byte each (base64 in JSON)."""
+    """Integers of a weight rounded by `rounding`, row-major, one byte each (base64 in JSON).
+
+    `scales`: one per output channel; none in older tables, whose scales follow from the weight.
+    """
 
     shape: tuple[int, ...]
     values: bytes
+    scales: tuple[float, ...] = ()
 
     def array(self) -> npt.NDArray[np.int8]:
         return np.frombuffer(self.values, np.int8).reshape(self.shape)

@@ -11,9 +11,15 @@ from rest_deploy.quant.budget import Score
 from rest_deploy.quant.dataset import Health, Size
 from rest_deploy.quant.table import CalibrationTable
 from rest_deploy.report.engine import fit_lines
-from rest_deploy.report.text import WIDTH
+from rest_deploy.report.text import WIDTH, sums
 from rest_deploy.report.text import table as columns
-from rest_deploy.verbs import BuildReport, CalibrationReport, LintReport, SensitivityReport
+from rest_deploy.verbs import (
+    BuildReport,
+    CalibrationReport,
+    LintReport,
+    SensitivityReport,
+    Trial,
+)
 from rest_deploy.verify.gate import describe
 
 LISTED = 5
@@ -62,12 +68,22 @@ def build(report: BuildReport) -> str:
     lines += [
         "",
         _layers(made, report.skipped),
+        *(f"8-bit sums: {words}" for words in sums(made)),
+        *_timed(report.trial),
         "",
         _gate(made.gate, made.gated if made.fit else ""),
         *_receipt(report),
     ]
     lines += [f"warning: {warning}" for warning in report.warnings]
     return "\n".join(lines)
+
+
+def _timed(trial: Trial | None) -> list[str]:
+    """The backends beside each other, as "auto" timed them."""
+    if trial is None:
+        return []
+    words = f"timed here, {trial.words()}"
+    return textwrap.wrap(words, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _size(report: BuildReport) -> str:

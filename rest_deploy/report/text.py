@@ -73,6 +73,7 @@ def found_lines(notes: Sequence[str]) -> list[str]:
 
 def parity(report: ParityReport) -> str:
     verdict = "PASS" if report.passed else "FAIL"
+    worst = max(report.results, key=lambda result: (not result.passed, result.relative_error))
     return "\n".join(
         [
             f"{report.model} on {report.backend} against PyTorch {report.reference}; "
@@ -80,21 +81,36 @@ def parity(report: ParityReport) -> str:
             "",
             case_table(report.results),
             "",
-            f"{verdict}: relative error at most "
-            f"{max(result.relative_error for result in report.results):.1e}, "
-            f"bound {report.results[0].bound:.0e}",
+            f"{verdict}: relative error at most {worst.relative_error:.1e}, "
+            + bounds(worst.bound, worst.card_bound, worst.float32_error),
         ]
     )
 
 
+def bounds(bound: float, card_bound: float | None, float32_error: float | None) -> str:
+    """ "bound 1e-05", and where PyTorch in float32 was asked, what it and the card have to say."""
+    if float32_error is None or card_bound is None:
+        return f"bound {bound:.0e}"
+    return (
+        f"bound {bound:.1e} (of the card {card_bound:.0e}, PyTorch itself in float32 "
+        f"{float32_error:.1e})"
+    )
+
+
 def case_table(results: Sequence[CaseResult], beyond: str = "FAIL") -> str:
-    """One row a case; `beyond` marks those outside their bound."""
-    header = ("input", "output", "relative error", "max abs", "cosine", "KL", "top-1 agreement", "")
+    """One row a case; `beyond` marks those outside their bound. PyTorch's own error in float32 has
+    a column where it was asked for."""
+    asked = any(result.float32_error is not None for result in results)
+    own = ("PyTorch float32",) if asked else ()
+    header = (
+        "input", "output", "relative error", *own, "max abs", "cosine", "KL", "top-1 agreement", ""
+    )  # fmt: skip
     rows = [
         (
             str(result.case),
             result.output,
             f"{result.relative_error:.1e}",
+            *(("-" if result.float32_error is None else f"{result.float32_error:.1e}",) * asked),
             f"{result.max_abs_error:.1e}",
             f"{result.cosine:.9f}",
             "-" if result.kl is None else f"{result.kl:.1e}",
@@ -145,7 +161,8 @@ def inspection(found: Inspection) -> str:
         proof = found.sidecar.parity
         lines.append(
             f"  {'parity':<13} relative error {proof.relative_error:.1e} against {proof.reference} "
-            f"at {', '.join(proof.cases)} (bound {proof.bound:.0e})"
+            f"at {', '.join(proof.cases)}; "
+            + bounds(proof.bound, proof.card_bound, proof.float32_error)
         )
     if found.sidecar is not None:
         if found.sidecar.build is not None:
@@ -181,12 +198,25 @@ def _describe_build(build: Build) -> list[str]:
         lines.append(
             f"  {'calibration':<13} recipe {build.recipe}, table sha256 {build.table_sha256[:12]}"
         )
+    lines += [f"  {'8-bit sums':<13} {words}" for words in sums(build)]
     if build.gate is None:
         return [*lines, f"  {'gate':<13} switched off (--no-gate)"]
     worst = "; ".join(f"{check.name} {check.value:.3g}" for check in build.gate.checks)
     verdict = "passed" if build.gate.passed else "FAILED"
     on = f" (of {build.gated})" if build.fit is not None or build.provider else ""
     return [*lines, f"  {'gate':<13} {verdict} on {build.gate.source}{on}: {worst}"]
+
+
+def sums(build: Build) -> list[str]:
+    """On which CPUs the 8-bit sums of an INT8 file are exact, in a line; none of other files."""
+    if not build.sums:
+        return []
+    places = f"{len(build.sums)} places"
+    if build.exact_everywhere:
+        return [f"exact on every x86 CPU, proven from the weights of {places}"]
+    loose = Counter(found.role for found in build.sums if not found.exact)
+    roles = ", ".join(f"{role} {count}" for role, count in loose.items())
+    return [f"exact on CPUs with VNNI only in {loose.total()} of {places} ({roles})"]
 
 
 def _describe(metadata: ModelMetadata) -> list[tuple[str, str]]:

@@ -3,14 +3,13 @@
 from rest_deploy.verbs.bench import BenchReport, BenchWishes, bench
 from rest_deploy.verbs.build import (
     BuildReport,
-    EnginePlan,
     build_engine,
-    plan_engine,
     quantize,
 )
 from rest_deploy.verbs.calibrate import CalibrationReport, Images, calibrate
 from rest_deploy.verbs.compare import compare
 from rest_deploy.verbs.deploy import DeployReport, ExportWishes, deploy
+from rest_deploy.verbs.dry_run import EnginePlan, plan_engine
 from rest_deploy.verbs.engine import Wishes
 from rest_deploy.verbs.export import ExportReport, export, file_name
 from rest_deploy.verbs.inspect import Inspection, inspect
@@ -22,6 +21,7 @@ from rest_deploy.verbs.provider import ProviderWishes, check_backend
 from rest_deploy.verbs.refit import RefitReport, refit
 from rest_deploy.verbs.report import page_path
 from rest_deploy.verbs.sensitivity import SensitivityReport, sensitivity
+from rest_deploy.verbs.trial import Trial
 from rest_deploy.verbs.variants import VariantRow, VariantTable, variants
 from rest_deploy.verbs.verify import open_session, verify
 
@@ -43,6 +43,7 @@ __all__ = [
     "RefitReport",
     "Request",
     "SensitivityReport",
+    "Trial",
     "VariantRow",
     "VariantTable",
     "Wishes",

@@ -7,31 +7,30 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
+
 from rest_deploy.artifact import Sidecar, publish, sealed, sha256_file, staging
 from rest_deploy.contracts import (
     Build,
     EngineFit,
     ModelMetadata,
-    Precision,
-    Profile,
     Proven,
     ProviderFit,
     Struct,
 )
-from rest_deploy.engine.backends import Choice, choose
-from rest_deploy.engine.planner import Serving
+from rest_deploy.engine.backends import Choice
 from rest_deploy.engine.tensorrt import MODULES as FLAVOURS
-from rest_deploy.errors import InputError, require
+from rest_deploy.errors import require
 from rest_deploy.quant.receipt import Measured
-from rest_deploy.quant.recipe import load_recipe
 from rest_deploy.runtime.session import Session
-from rest_deploy.verbs import engine, openvino, provider
+from rest_deploy.verbs import engine, openvino, provider, saturation
 from rest_deploy.verbs.calibrate import CalibrationReport
 from rest_deploy.verbs.gate import gate_data
 from rest_deploy.verbs.judge import ITSELF, Judge, on_gpu
 from rest_deploy.verbs.make import Kinds, Made, Request, adapt, make, obtained, rest_for
 from rest_deploy.verbs.progress import Counter, Progress, silent, step, uncounted
 from rest_deploy.verbs.receipt import misfit, receipt_for
+from rest_deploy.verbs.trial import Candidates, Trial, candidates, first_built
 from rest_deploy.verbs.verify import open_export
 from rest_deploy.verify import gate
 
@@ -44,7 +43,7 @@ GRAPH_ONLY = "onnx"
 class BuildReport(Struct, frozen=True):
     """What `quantize` or `build-engine` did. `skipped`: role -> reason -> how many; `cached`: the
     engine was there already, built from the same things; `receipt`: what the recipe measured on the
-    model it was shipped with."""
+    model it was shipped with; `trial`: the backends as "auto" timed them."""
 
     path: str
     metadata: ModelMetadata
@@ -59,6 +58,7 @@ class BuildReport(Struct, frozen=True):
     warnings: tuple[str, ...]
     cached: bool = False
     receipt: Measured | None = None
+    trial: Trial | None = None
 
 
 def build_engine(
@@ -74,6 +74,7 @@ def build_engine(
 ) -> BuildReport:
     """Engine for one backend from an exported float model (None: the newest of the workspace).
 
+    backend: "auto" on a CPU is the fastest that passes its gate, see `verbs.trial`.
     wishes: for TensorRT. through: for ONNX Runtime, which of its providers. A TensorRT engine that
     was built from the same things is returned as it is.
     Raises `MissingDependencyError` (no such backend here), `VerificationError` (the accuracy gate,
@@ -81,76 +82,34 @@ def build_engine(
     raises; then nothing is written but the calibration table, the builder's log and the provider's
     cache.
     """
-    fresh = False
-    if backend == "auto" and request.precision == "int8":
-        fresh = open_export(model, workspace).metadata.weights.kind == "fresh"
-    unfit = openvino.unfit(request.precision, fresh=fresh)
-    choice = provider.choose_with(through, backend, request.precision, unfit)
-    return _build(model, request, workspace, choice, progress, counter, wishes, through)
-
-
-class EnginePlan(Struct, frozen=True):
-    """What `build-engine --dry-run` would build. `scratch_bytes`: an estimate for each profile;
-    `exists`: something of that name is there already; `serving`: of a histogram."""
-
-    path: str
-    source: str
-    precision: Precision
-    rest: str
-    backend: str
-    version: str
-    sms: tuple[str, ...]
-    profiles: tuple[Profile, ...]
-    scratch_bytes: tuple[int, ...]
-    options: dict[str, str]
-    exists: bool
-    serving: Serving | None = None
-
-
-def plan_engine(
-    model: Path | None,
-    request: Request,
-    *,
-    workspace: Path,
-    backend: str,
-    wishes: engine.Wishes = engine.NO_WISHES,
-) -> EnginePlan:
-    """Everything that is known before a TensorRT build; nothing is calibrated, built or written.
-
-    Raises what `build_engine` raises for what cannot be built; `InputError` for other backends.
-    """
-    choice = choose(backend, request.precision)
-    if choice.backend not in FLAVOURS:
-        raise InputError(
-            f"--dry-run goes with TensorRT, not with {choice.backend}",
-            hint="--backend tensorrt-rtx --dry-run",
-        )
     source = open_export(model, workspace)
-    rest = rest_for(request, choice.backend)
-    scratch = engine.estimator(source.path, request.precision, rest)
-    planned = engine.plan(
-        choice.backend, wishes, request.precision, rest, source.metadata.card.preprocessing, scratch
-    )
-    eight = request.precision in ("int8", "fp8")
-    label = load_recipe(request.recipe or request.precision).name if eight else request.precision
-    target = _target(source, label, choice.backend, workspace, wishes)
-    return EnginePlan(
-        path=str(target),
-        source=str(source.path),
-        precision=request.precision,
-        rest=rest if eight else "",
-        backend=choice.backend,
-        version=planned.version,
-        sms=planned.options.sms,
-        profiles=planned.options.profiles,
-        scratch_bytes=tuple(scratch(found.maximum) for found in planned.options.profiles),
-        options=planned.options.words(),
-        exists=target.exists(),
-        serving=planned.serving,
-    )
+    found = choice_for(source, request, backend, through)
+    able = Candidates((found,))
+    if backend == "auto":
+        able = candidates(source, request, found, progress, counter)
+
+    def build(choice: Choice) -> BuildReport:
+        return _build(source.path, request, workspace, choice, progress, counter, wishes, through)
+
+    choice, report = first_built(able, build, progress)
+    advice = able.trial.advice(choice.backend, request.precision) if able.trial else ""
+    warnings = (*report.warnings, *([advice] if advice else []))
+    return msgspec.structs.replace(report, trial=able.trial, warnings=warnings)
 
 
-def _target(
+def choice_for(
+    source: Session, request: Request, backend: str, through: provider.ProviderWishes
+) -> Choice:
+    """The named backend, or the best by what is known without measuring.
+
+    Raises `MissingDependencyError`, `InputError`.
+    """
+    fresh = source.metadata.weights.kind == "fresh"
+    unfit = openvino.unfit(request.precision, fresh=fresh)
+    return provider.choose_with(through, backend, request.precision, unfit)
+
+
+def artifact_path(
     source: Session, label: str, backend: str, workspace: Path, wishes: engine.Wishes
 ) -> Path:
     """Where an artifact goes: MODEL.LABEL.BACKEND.engine or .onnx. backend: "" for a mere file."""
@@ -213,7 +172,7 @@ def _build(
     kinds = made.asked
     recipe = made.calibration.recipe.name if made.calibration else request.precision
     label = openvino.label(recipe, request.precision, backend)
-    target = _target(source, label, backend, workspace, wishes)
+    target = artifact_path(source, label, backend, workspace, wishes)
     warnings = _warnings(request, metadata)
     warnings += engine.left_out(planned)
     if choice is not None and planned is None:
@@ -242,7 +201,7 @@ def _build(
         elif choice is not None:
             kinds = obtained(staged)
             warnings += provider.shortfall(made, kinds, request, choice.backend)
-        result, gated, judge = None, "", None
+        result, gated, judge, cause = None, "", None, ""
         if data is not None:
             if made.proof is not made.model:
                 ir.save(made.proof, proof)
@@ -259,7 +218,10 @@ def _build(
                     result = openvino.also_fixed(judge, result, staged, precision)
                 where = route.backend if route else openvino.ON if on_openvino else ""
                 gated = _gated(made, planned is not None, where)
-            gate.enforce(result, target.name)
+                if planned is None:
+                    runs_on = where or "onnxruntime/cpu"
+                    cause = judge.because_of_the_cpu(result, staged, made.sums, runs_on)
+            gate.enforce(result, target.name, cause, saturation.MEND if cause else "")
         if planned is not None:
             proved = engine.build(planned, staged, made, request, target, key, counter)
             progress("built and proved the engine", proved.fit.build_seconds)
@@ -290,6 +252,7 @@ def _build(
             proof=rows,
             provider=route.provider.name if route else "",
             through=provided,
+            sums=made.sums if planned is None else (),
         )
         sidecar = Sidecar(
             schema=1,
@@ -306,7 +269,7 @@ def _build(
         if planned is not None:
             sidecar = sealed(sidecar)
         publish(staged, target, sidecar)
-    return _report(target, sidecar, built, source, made, choice, started, warnings)
+    return _report(target, sidecar, built, source, made, choice, started, warnings, cause=cause)
 
 
 def _warnings(request: Request, metadata: ModelMetadata) -> list[str]:
@@ -338,6 +301,7 @@ def _report(
     warnings: Iterable[str] = (),
     *,
     cached: bool = False,
+    cause: str = "",
 ) -> BuildReport:
     measured = receipt_for(source.metadata, built)
     return BuildReport(
@@ -351,7 +315,7 @@ def _report(
         size_bytes=sidecar.size_bytes,
         source_bytes=source.path.stat().st_size,
         seconds=time.monotonic() - started,
-        warnings=(*warnings, *misfit(measured, built)),
+        warnings=(*warnings, *misfit(measured, built, cause)),
         cached=cached,
         receipt=measured,
     )

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rest_deploy import __version__
-from rest_deploy.artifact import Sidecar, read_sidecar, sha256_file
+from rest_deploy.artifact import Sidecar, read_sidecar, sha256_file, to_json, write_text
 from rest_deploy.bench import environment, store
 from rest_deploy.cards import available, load_card
 from rest_deploy.contracts import InstanceNormForm, Struct
-from rest_deploy.engine.backends import choose
+from rest_deploy.engine.backends import Choice, choose
 from rest_deploy.errors import InputError
 from rest_deploy.signature import InputKind, OutputKind
 from rest_deploy.verbs import engine, openvino
@@ -25,6 +25,8 @@ from rest_deploy.verbs.export import export
 from rest_deploy.verbs.ledger import Ledger, key_of
 from rest_deploy.verbs.make import Request
 from rest_deploy.verbs.progress import Counter, Progress, silent, uncounted
+from rest_deploy.verbs.trial import HOSTS, Candidates, candidates, first_built, read_trial
+from rest_deploy.verbs.verify import open_export
 from rest_deploy.verify import gate
 
 LEDGER = "deploy.json"
@@ -129,7 +131,7 @@ def deploy(
     """
     started = time.monotonic()
     unfit = openvino.unfit(request.precision, fresh=wanted.checkpoint is None)
-    choice = choose(backend, request.precision, unfit)  # before anything is done in vain
+    likely = choose(backend, request.precision, unfit)  # before anything is done in vain
     run = _Run(Ledger(workspace / LEDGER), progress)
     tools = _versions()
     weights = _file_hash(wanted.checkpoint, "checkpoint")
@@ -160,24 +162,16 @@ def deploy(
     cards = available() if variant is None else load_card(variant)
     key = key_of(__version__, tools, cards, wanted, weights, labels)
     model = run.step("export", key, exported)
-    table = None
-    if request.precision in ("int8", "fp8") and request.table is None:
-        own = openvino.with_recipe(request, choice.backend)
-        table = _calibrated(model, own, workspace, run, counter)
+    able = Candidates((likely,))
+    if backend == "auto" and likely.backend in HOSTS:
+        able = _timed(model, request, likely, workspace, run, counter)
 
-    def built() -> Path:
-        report = build_engine(
-            model, request, workspace=workspace, backend=choice.backend, wishes=wishes,
-            progress=progress, counter=counter,
-        )  # fmt: skip
-        run.warnings.extend(report.warnings)
-        return Path(report.path)
+    def built(choice: Choice) -> Path:
+        return _built(model, request, choice, wishes, workspace, run, counter)
 
-    key = key_of(
-        __version__, tools, sha256_file(model), table, choice.backend, request, wishes,
-        _file_hash(request.table, "table"),
-    )  # fmt: skip
-    path = run.step(f"build {request.precision} for {choice.backend}", key, built)
+    choice, path = first_built(able, built, progress)
+    advice = able.trial.advice(choice.backend, request.precision) if able.trial else ""
+    run.warnings.extend([advice] if advice else [])
     record = None
     if measured is not None:
         record = _measured(model, path, measured, workspace, run, counter)
@@ -192,6 +186,55 @@ def deploy(
         advice="" if record is None else store.read(record).advice,
         notes=tuple(run.notes),
     )
+
+
+def _timed(
+    model: Path, request: Request, likely: Choice, workspace: Path, run: _Run, counter: Counter
+) -> Candidates:
+    """The backends in the order in which they are tried; timed once for these files and this
+    machine, so that a run that goes on does not come to another engine."""
+    file = workspace / f"{model.stem}.{request.precision}.trial.json"
+    source = open_export(model, workspace)
+
+    def timed() -> Path:
+        found = candidates(source, request, likely, run.progress, counter)
+        write_text(file, to_json(found.trial))
+        return file
+
+    here = environment.examine()
+    key = key_of(__version__, _versions(), here.likeness(), sha256_file(model), likely, request)
+    known = read_trial(run.step("time the backends", key, timed, "one image, sketches"))
+    return candidates(source, request, likely, known=known) if known else Candidates((likely,))
+
+
+def _built(
+    model: Path,
+    request: Request,
+    choice: Choice,
+    wishes: engine.Wishes,
+    workspace: Path,
+    run: _Run,
+    counter: Counter,
+) -> Path:
+    """Calibrated, built and gated for one backend."""
+    table = None
+    if request.precision in ("int8", "fp8") and request.table is None:
+        own = openvino.with_recipe(request, choice.backend)
+        table = _calibrated(model, own, workspace, run, counter)
+
+    def built() -> Path:
+        report = build_engine(
+            model, request, workspace=workspace, backend=choice.backend, wishes=wishes,
+            progress=run.progress, counter=counter,
+        )  # fmt: skip
+        run.warnings.extend(report.warnings)
+        return Path(report.path)
+
+    key = key_of(
+        __version__, _versions(), sha256_file(model), table, choice.backend, request, wishes,
+        _file_hash(request.table, "table"),
+    )  # fmt: skip
+    return run.step(f"build {request.precision} for {choice.backend}", key, built)
 
 
 def _measured(

@@ -18,11 +18,14 @@ from rest_deploy.signature import InputKind, OutputKind, kinds_of, outputs_for
 from rest_deploy.verbs.progress import Progress, silent, step
 from rest_deploy.verbs.source import choose
 from rest_deploy.verify.parity import (
+    MOST_FLOAT32_ERROR,
     Case,
     CaseResult,
+    Infer,
     bound,
     compare,
     images_for,
+    in_float32,
     synthetic_images,
 )
 
@@ -143,7 +146,12 @@ def export(
             graph_export.describe(graph, msgspec.json.encode(metadata).decode())
             graph_export.save(graph, staged)
         with step(progress, "compared with PyTorch in float64"):
-            results, warnings = _prove(staged, metadata, Reference(loaded.module, outputs=given))
+            results, warnings = _prove(
+                staged,
+                metadata,
+                Reference(loaded.module, outputs=given),
+                in_float32(loaded.module, given),
+            )
         sidecar = Sidecar(
             schema=1,
             kind="onnx",
@@ -151,17 +159,7 @@ def export(
             sha256=sha256_file(staged),
             size_bytes=staged.stat().st_size,
             metadata=metadata,
-            parity=Parity(
-                reference="float64",
-                relative_error=max(result.relative_error for result in results),
-                max_abs_error=max(result.max_abs_error for result in results),
-                agreement=min(
-                    (result.agreement for result in results if result.agreement is not None),
-                    default=None,
-                ),
-                bound=bound(metadata),
-                cases=tuple(dict.fromkeys(str(result.case) for result in results)),
-            ),
+            parity=_stored(results),
             passes={**rewrites, **passes},
             data_sha256=data_sha256(staged),
             command=_command(
@@ -229,10 +227,31 @@ def file_name(metadata: ModelMetadata) -> str:
     return ".".join([*parts, "onnx"])
 
 
+def _stored(results: tuple[CaseResult, ...]) -> Parity:
+    """The worst of all outputs and cases, with what it was held against."""
+    worst = max(results, key=lambda result: result.relative_error)
+    return Parity(
+        reference="float64",
+        relative_error=worst.relative_error,
+        max_abs_error=max(result.max_abs_error for result in results),
+        agreement=min(
+            (result.agreement for result in results if result.agreement is not None),
+            default=None,
+        ),
+        bound=worst.bound,
+        cases=tuple(dict.fromkeys(str(result.case) for result in results)),
+        card_bound=worst.card_bound,
+        float32_error=worst.float32_error,
+    )
+
+
 def _prove(
-    staged: Path, metadata: ModelMetadata, reference: Reference
+    staged: Path, metadata: ModelMetadata, reference: Reference, float32: Infer
 ) -> tuple[tuple[CaseResult, ...], tuple[str, ...]]:
-    """Parity of a staged file. Returns the results and warnings; raises `VerificationError`."""
+    """Parity of a staged file. Returns the results and warnings; raises `VerificationError`.
+
+    float32: PyTorch's own answer, for weights with which float32 cannot keep the card's bound.
+    """
     from rest_deploy.runtime.session import Session
 
     session, limit = Session.open(staged), bound(metadata)
@@ -240,18 +259,15 @@ def _prove(
     own = Case(batch=1, height=side, width=side)
     cases = EXPORT_CASES if own in EXPORT_CASES else (*EXPORT_CASES, own)
     images = images_for(metadata, synthetic_images)
-    results = compare(session.run_normalized, reference.all, metadata.gives, cases, images, limit)
+    results = compare(
+        session.run_normalized, reference.all, metadata.gives, cases, images, limit, float32
+    )
     folded = metadata.instance_norm == "folded" or not metadata.card.architecture.attention_norm
     for result in results:
         small = result.case.height * result.case.width <= UNFOLDED_PROVEN_PIXELS
-        allowed = limit if folded else limit * UNFOLDED_SLACK
-        if (folded or small) and not result.relative_error <= allowed:
-            raise VerificationError(
-                f"the exported graph departs from PyTorch: relative error "
-                f"{result.relative_error:.1e} of {result.output} at {result.case}, expected at "
-                f"most {allowed:.0e}; nothing was written",
-                hint="please report this with the variant and the opset",
-            )
+        most = result.bound if folded else max(result.bound, limit * UNFOLDED_SLACK)
+        if (folded or small) and not result.relative_error <= most:
+            raise _refusal(result, most)
     beyond = [result for result in results if not result.passed]
     warnings = []
     if beyond:
@@ -262,6 +278,26 @@ def _prove(
             "--instance-norm folded computes the same function exactly"
         )
     return results, tuple(warnings)
+
+
+def _refusal(result: CaseResult, most: float) -> VerificationError:
+    """Which of the two it is: weights that float32 cannot compute, or another function."""
+    own = result.float32_error
+    found = f"relative error {result.relative_error:.1e} of {result.output} at {result.case}"
+    if own is not None and not own <= MOST_FLOAT32_ERROR:
+        return VerificationError(
+            f"float32 cannot compute these weights: PyTorch itself departs by {own:.1e} from "
+            f"float64, the exported graph by {found}, expected at most {most:.0e}; nothing was "
+            "written",
+            hint="look for values that are not finite or far too large in the checkpoint, or take "
+            "another one: --checkpoint F",
+        )
+    beside = "" if own is None else f" (PyTorch itself in float32: {own:.1e})"
+    return VerificationError(
+        f"the exported graph departs from PyTorch in float64: {found}, expected at most "
+        f"{most:.1e}{beside}; nothing was written",
+        hint="please report this with the variant and the opset",
+    )
 
 
 def _labels(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -14,8 +15,8 @@ from rest_deploy.errors import CheckpointError, InputError, installed
 from rest_deploy.preprocess import to_tensor
 from rest_deploy.quant.dataset import open_set
 from rest_deploy.runtime.session import Session
-from rest_deploy.verify import gate
-from rest_deploy.verify.parity import load_reference
+from rest_deploy.verify import gate, metrics
+from rest_deploy.verify.parity import in_float32, load_reference
 
 GATE_IMAGES = 128
 GATE_SEED = 1000
@@ -85,6 +86,32 @@ def reference_answers(
         )
     name = f"the float export, within {proven.relative_error:.1e} of {proven.reference} ({why})"
     return gate.answers(source.run_normalized, images, outputs), name
+
+
+def float32_errors(
+    source: Session,
+    images: npt.NDArray[np.float32],
+    checkpoint: Path | None,
+    exact: Mapping[str, npt.NDArray[np.floating]],
+) -> dict[str, float]:
+    """PyTorch's own error in float32 against `exact`, by output, on the same images.
+
+    exact: of `reference_answers`. Where that is the float export, since PyTorch or the weights are
+    not here, what the export's own proof had to allow; nothing (0) where it kept the card's bound.
+    """
+    outputs = source.metadata.gives
+    if installed("torch"):
+        try:
+            module = load_reference(source.metadata, checkpoint)
+        except CheckpointError:
+            if checkpoint is not None:
+                raise
+        else:
+            own = gate.answers(in_float32(module, outputs), images, outputs)
+            return {name: metrics.relative_error(exact[name], own[name]) for name in own}
+    proven = source.sidecar.parity if source.sidecar else None
+    error = None if proven is None else proven.float32_error
+    return {output.name: error or 0.0 for output in outputs}
 
 
 def _label(identity: str, labels: tuple[str, ...]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from rest_deploy.contracts import (
     GateResult,
     ModelMetadata,
     Profile,
+    Sums,
 )
 from rest_deploy.errors import RestDeployError, ShapeError
 from rest_deploy.runtime import loading
@@ -23,12 +25,22 @@ from rest_deploy.runtime.cuda import open_cuda
 from rest_deploy.runtime.session import Float32, Session
 from rest_deploy.runtime.tensorrt import GpuOptions, TensorRtRunner
 from rest_deploy.signature import Output
-from rest_deploy.verbs.gate import GateData, reference_answers
+from rest_deploy.verbs import saturation
+from rest_deploy.verbs.gate import GateData, float32_errors, reference_answers
 from rest_deploy.verbs.make import Made, Request
 from rest_deploy.verify import gate
 
 ITSELF = "the engine itself, on the GPU here"
 """What the gate looked at."""
+
+
+CLEARLY = 1.5
+"""What the error in integers must be of that in float for the kernels to be the reason."""
+
+
+def _worst(result: GateResult) -> float:
+    """Largest relative error of an output."""
+    return max(check.value for check in result.checks if check.name.startswith("relative "))
 
 
 @dataclass(frozen=True)
@@ -78,12 +90,29 @@ class Judge:
         checks = [
             gate.error_check(
                 output, self.reference[output.name][: len(found[output.name])],
-                found[output.name], self._bounds(), fresh=fresh,
+                found[output.name], self._bounds(), fresh=fresh, float32=self._float32,
             )
             for output in self._outputs
         ]  # fmt: skip
         named = (msgspec.structs.replace(c, name=f"{c.name}, one shape compiled") for c in checks)
         return msgspec.structs.replace(result, checks=(*result.checks, *named))
+
+    def because_of_the_cpu(
+        self, result: GateResult, graph: Path, sums: tuple[Sums, ...], backend: str
+    ) -> str:
+        """The words, where `result` is worse than the sums of `graph` in float and this CPU can be
+        the reason; else ""."""
+        possible = saturation.possible(sums, backend)
+        if self.request.precision != "int8" or not possible:
+            return ""
+        before = _worst(result)
+        control = self.graph(graph, graph, saturation.in_float(graph, self.source.metadata))
+        if not control.passed or _worst(control) * CLEARLY > before:
+            return ""
+        return (
+            f"the weights and the checkpoint are not the reason: with its sums in float the same "
+            f"file has {_worst(control):.2g} where it has {before:.2g}; {possible}"
+        )
 
     def engine(self, session: Session) -> GateResult:
         """On the GPU. Raises `ShapeError` when no profile holds images of the gate's size."""
@@ -105,6 +134,18 @@ class Judge:
             labels=self.data.labels,
             reference_name=self.reference_name,
             source=self.data.source,
+            float32=self._float32,
+        )
+
+    @property
+    def _float32(self) -> gate.Float32Errors | None:
+        """Only where no precision is given up: the gate of another has room for float32's error."""
+        return (lambda: self._float32_errors) if self.request.precision == "fp32" else None
+
+    @cached_property
+    def _float32_errors(self) -> dict[str, float]:
+        return float32_errors(
+            self.source, self.data.images, self.request.checkpoint, self.reference
         )
 
     def _bounds(self) -> GateBounds:

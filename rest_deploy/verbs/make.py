@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rest_deploy.artifact import staging
-from rest_deploy.contracts import Precision, Rest
+from rest_deploy.contracts import Precision, Rest, Sums
 from rest_deploy.errors import InputError
 from rest_deploy.quant.table import CalibrationTable
 from rest_deploy.runtime.session import Session
@@ -71,6 +71,15 @@ class Made:
     passes: dict[str, int] = field(default_factory=dict)
     float_places: tuple[str, ...] = ()
     rest: Rest = "fp32"
+
+    @property
+    def sums(self) -> tuple[Sums, ...]:
+        """Of an INT8 graph, which 8-bit sums are exact on every CPU."""
+        if self.table is None or self.table.recipe.format != "int8":
+            return ()
+        from rest_deploy.quant import pairs
+
+        return pairs.prove(self.model)
 
 
 def rest_for(request: Request, backend: str | None) -> Rest:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from rest_deploy import machine
 from rest_deploy.contracts import GateResult, ModelMetadata, Precision, Rest
 from rest_deploy.engine.backends import BackendName, Choice
 from rest_deploy.engine.openvino import Inference, OpenVinoRunner, check_bf16
@@ -20,7 +21,9 @@ from rest_deploy.verify.gate import BATCH, Infer
 
 OPENVINO: BackendName = "openvino"
 RECIPE = "int8-openvino"
-"""The packaged recipe for this backend: the attention products that stand INT8 are faster here."""
+"""The packaged recipe for this backend, on CPUs that add 8-bit products exactly: the attention
+products that stand INT8 are faster there. Their operands nothing bounds, so elsewhere they stay
+float: `int8`."""
 
 ON = "openvino/cpu"
 """As the runner calls itself."""
@@ -31,9 +34,10 @@ def chosen(choice: Choice | None) -> bool:
 
 
 def with_recipe(request: Request, backend: str) -> Request:
-    """With the backend's own recipe where the user names neither one nor a table."""
+    """With the backend's own recipe for this CPU where the user names neither one nor a table."""
     own = backend == OPENVINO and request.precision == "int8"
-    if own and request.recipe is None and request.table is None:
+    exact = machine.adds_bytes_exactly(machine.features_for(OPENVINO))
+    if own and exact and request.recipe is None and request.table is None:
         return replace(request, recipe=RECIPE)
     return request
 

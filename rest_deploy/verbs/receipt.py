@@ -22,15 +22,19 @@ def receipt_for(metadata: ModelMetadata, build: Build) -> Measured | None:
     return receipt.of(build.recipe, "onnxruntime" if build.backend == "onnx" else build.backend)
 
 
-def misfit(measured: Measured | None, build: Build) -> list[str]:
-    """A warning when the recipe costs this checkpoint more than what it was shipped on."""
+def misfit(measured: Measured | None, build: Build, cause: str = "") -> list[str]:
+    """A warning when the recipe costs this checkpoint more than what it was shipped on. cause:
+    where it is known not to be the checkpoint."""
     error = _error(build)
     if measured is None or error is None or measured.fits(error):
         return []
+    why = (
+        cause or "rest-deploy sensitivity finds the layers, and writes a recipe that keeps a budget"
+    )
     return [
-        f"recipe {build.recipe} costs this checkpoint {error / measured.relative_error:.1f} times "
-        f"the error of its receipt ({error:.1e}, {measured.relative_error:.1e}): "
-        "rest-deploy sensitivity finds the layers, and writes a recipe that keeps a budget"
+        f"recipe {build.recipe} costs {'here' if cause else 'this checkpoint'} "
+        f"{error / measured.relative_error:.1f} times the error of its receipt ({error:.1e}, "
+        f"{measured.relative_error:.1e}): {why}"
     ]
 
 

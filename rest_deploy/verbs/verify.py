@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rest_deploy.artifact import newest
+from rest_deploy.contracts import Precision as EnginePrecision
 from rest_deploy.errors import InputError, require
 from rest_deploy.verify.parity import (
     BATCHES,
@@ -17,6 +18,7 @@ from rest_deploy.verify.parity import (
     bound,
     compare,
     images_for,
+    in_float32,
     load_reference,
     photo_images,
     synthetic_images,
@@ -45,7 +47,8 @@ def verify(
     sizes, batches: None for the usual ones, of which an engine is asked those its profiles hold.
     images: a folder of photos; None: scikit-image's photos if it is installed, else seeded
     synthetic images. backend and provider: see
-    `Session.open`. Raises `ArtifactError`, `CheckpointError`,
+    `Session.open`. reference: against "float32" the card's bound alone counts, since both sides
+    round. Raises `ArtifactError`, `CheckpointError`,
     `ImageError`.
     """
     require("torch", "export")
@@ -61,9 +64,11 @@ def verify(
     if sizes is None and batches is None:
         cases = _held(session, cases)
     exact = Reference(module, reference, metadata.gives)
+    own = in_float32(module, metadata.gives)
     results = compare(
         session.run_normalized, exact.all, metadata.gives, cases, images_for(metadata, make),
         _bound(session),
+        own if reference == "float64" and _precision(session) == "fp32" else None,
     )  # fmt: skip
     return ParityReport(
         model=str(session.path),
@@ -103,13 +108,19 @@ def open_export(model: Path | None, workspace: Path) -> Session:
 
 
 def _bound(session: Session) -> float:
-    """Of an export the parity bound, of an engine what its precision may lose at the gate."""
-    build = session.sidecar.build if session.sidecar else None
-    if build is None or build.precision == "fp32":
+    """Of float32 the parity bound, of an engine what its precision may lose at the gate."""
+    precision = _precision(session)
+    if precision == "fp32":
         return bound(session.metadata)
-    limits = session.metadata.card.gate.of(build.precision)
+    limits = session.metadata.card.gate.of(precision)
     fresh = session.metadata.weights.kind == "fresh"
     return limits.relative_error_fresh if fresh else limits.relative_error
+
+
+def _precision(session: Session) -> EnginePrecision:
+    """An export, and what has no sidecar, computes in float32."""
+    build = session.sidecar.build if session.sidecar else None
+    return "fp32" if build is None else build.precision
 
 
 def open_session(

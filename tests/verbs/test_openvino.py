@@ -12,11 +12,11 @@ import pytest
 
 pytest.importorskip("openvino")
 
-from rest_deploy import verbs
+from rest_deploy import machine, verbs
 from rest_deploy.contracts import GateCheck
 from rest_deploy.engine.openvino import OpenVinoRunner
 from rest_deploy.errors import VerificationError
-from rest_deploy.verbs import Images, Request
+from rest_deploy.verbs import Images, Request, openvino
 
 REQUEST = Request(precision="fp32", images=Images(limit=16), gate_images=22)
 Feeds = Mapping[str, npt.NDArray[np.generic]]
@@ -54,3 +54,18 @@ def test_a_compilation_that_answers_otherwise(
     with pytest.raises(VerificationError, match="one shape compiled"):
         checks(workspace)
     assert not list(workspace.glob("*.openvino.onnx"))
+
+
+VNNI, PLAIN = ("avx2", "avx512f", "avx512_vnni"), ("avx2", "fma")
+
+
+@pytest.mark.parametrize(("features", "recipe"), [(VNNI, "int8-openvino"), (PLAIN, None)])
+def test_products_of_activations_only_where_they_are_exact(
+    features: tuple[str, ...], recipe: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "features_for", lambda _backend: features)
+    asked = Request(precision="int8")
+    assert openvino.with_recipe(asked, "openvino").recipe == recipe
+    assert openvino.with_recipe(asked, "onnxruntime") is asked
+    named = Request(precision="int8", recipe="int8-float-stem")
+    assert openvino.with_recipe(named, "openvino") is named

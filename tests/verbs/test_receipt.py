@@ -82,3 +82,12 @@ def test_a_build_shows_its_receipt(
     tight = msgspec.structs.replace(ROW, relative_error=1e-5)
     assert report.build.gate is not None
     assert misfit(tight, report.build)
+
+
+def test_where_the_cpu_is_the_reason_the_checkpoint_is_not_blamed() -> None:
+    (warning,) = misfit(ROW, build(2.1e-3), "this CPU saturates")
+    assert warning == (
+        "recipe int8 costs here 2.1 times the error of its receipt (2.1e-03, 1.0e-03): this CPU "
+        "saturates"
+    )
+    assert misfit(ROW, build(1.9e-3), "this CPU saturates") == []
