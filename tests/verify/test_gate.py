@@ -288,3 +288,38 @@ def test_wilson_interval() -> None:
     assert gate.wilson(1, 10) == pytest.approx((0.0179, 0.4042), abs=5e-4)
     assert gate.wilson(10, 10)[1] == 1.0
     assert gate.wilson(0, 10)[0] == 0.0
+
+
+FOUR = (Output(name="logits", kind="logits", channels=4),)
+
+
+@pytest.mark.parametrize(
+    ("engine", "float32", "bound", "passed"),
+    [(1.5e-5, 2e-5, 2e-5, True), (2.5e-5, 2e-5, 2e-5, False), (2.5e-5, np.nan, 1e-5, False)],
+)
+def test_float32_may_be_as_far_off_as_pytorch(
+    engine: float, float32: float, bound: float, passed: bool
+) -> None:
+    exact = {"logits": np.arange(8.0).reshape(2, 4)}
+    bounds = GateBounds(agreement=0.9, kl=0.01, relative_error=1e-5, relative_error_fresh=1e-5)
+    result = gate.judge(
+        FOUR, exact, {"logits": exact["logits"] * (1 + engine)}, bounds, fresh=False,
+        reference_name="PyTorch float64", source="photos", float32=lambda: {"logits": float32},
+    )  # fmt: skip
+    check = result.checks[0]
+    assert (check.name, check.bound, check.passed) == (gate.LOGIT_ERROR, bound, passed)
+    assert f"PyTorch itself in float32 {float32:.3g}, the card's bound 1e-05" in check.detail
+
+
+def test_float32_is_not_asked_where_the_cards_bound_holds() -> None:
+    exact = {"logits": np.arange(8.0).reshape(2, 4)}
+    bounds = GateBounds(agreement=0.9, kl=0.01, relative_error=1e-5, relative_error_fresh=1e-5)
+
+    def never() -> dict[str, float]:
+        raise AssertionError("asked")
+
+    result = gate.judge(
+        FOUR, exact, exact, bounds, fresh=False, reference_name="r", source="s", float32=never
+    )
+    assert result.passed
+    assert result.checks[0].bound == 1e-5

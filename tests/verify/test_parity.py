@@ -16,8 +16,10 @@ from rest_deploy.contracts import ModelMetadata
 from rest_deploy.errors import CheckpointError, InputError
 from rest_deploy.signature import Output
 from rest_deploy.verify.parity import (
+    MOST_FLOAT32_ERROR,
     Case,
     ParityReport,
+    allowed,
     bound,
     compare,
     load_reference,
@@ -107,6 +109,68 @@ def test_nan_fails() -> None:
     case = Case(batch=2, height=32, width=32)
     (result,) = compare(filled(4, np.nan), filled(4, 1), LOGITS, [case], synthetic_images, 1e9)
     assert not result.passed
+
+
+@pytest.mark.parametrize(
+    ("float32_error", "bound"),
+    [
+        (None, 1e-5),
+        (3e-6, 1e-5),  # the card's is the larger
+        (3e-5, 3e-5),
+        (MOST_FLOAT32_ERROR, MOST_FLOAT32_ERROR),
+        (1.01 * MOST_FLOAT32_ERROR, 1e-5),  # such a float32 is no measure of anything
+        (np.inf, 1e-5),
+        (np.nan, 1e-5),
+    ],
+)
+def test_the_larger_of_both_bounds(float32_error: float | None, bound: float) -> None:
+    assert allowed(1e-5, float32_error) == bound
+
+
+@pytest.mark.parametrize(
+    ("engine", "float32", "bound", "passed"),
+    [
+        (1.5e-5, 2e-5, 2e-5, True),
+        (2.5e-5, 2e-5, 2e-5, False),
+        (2.5e-5, 1e-6, 1e-5, False),
+        (2.5e-5, np.inf, 1e-5, False),
+        (0.9, 1.0, 1e-5, False),
+        (np.nan, 2e-5, 2e-5, False),
+    ],
+)
+def test_an_engine_may_be_as_far_off_as_float32(
+    engine: float, float32: float, bound: float, passed: bool
+) -> None:
+    case = Case(batch=2, height=32, width=32)
+
+    def off(by: float) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+        return lambda images: {"logits": np.full((len(images), 4), 1 + by, np.float64)}
+
+    (result,) = compare(off(engine), off(0), LOGITS, [case], synthetic_images, 1e-5, off(float32))
+    assert result.passed is passed
+    assert result.bound == pytest.approx(bound)
+    assert result.card_bound == 1e-5
+    assert result.float32_error == pytest.approx(float32)
+
+
+def test_float32_is_asked_only_where_it_counts() -> None:
+    def never(_images: np.ndarray) -> dict[str, np.ndarray]:
+        raise AssertionError("run for a case that keeps the card's bound")
+
+    case = Case(batch=2, height=32, width=32)
+    (result,) = compare(filled(4, 1), filled(4, 1), LOGITS, [case], synthetic_images, 1e-5, never)
+    assert result.passed
+    assert result.float32_error is None
+
+
+def test_against_float32_the_cards_bound_alone_counts(exported_nano: Path) -> None:
+    """Both sides round; the error of one says nothing about their difference."""
+    report = verbs.verify(
+        exported_nano, workspace=exported_nano.parent, sizes=((64, 96),), batches=(2,),
+        reference="float32",
+    )  # fmt: skip
+    assert report.passed
+    assert all(result.float32_error is None for result in report.results)
 
 
 def test_other_output_shape_is_an_error() -> None:
