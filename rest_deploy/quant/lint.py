@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 import onnx_ir as ir
 
 from rest_deploy.contracts import Struct
+from rest_deploy.quant import pairs
 
 Item = TypeVar("Item")
 Level = Literal["error", "warning"]
@@ -183,19 +184,31 @@ def _of_layers(layers: list[WeightLayer], attentions: list[Attention]) -> Iterat
         "quantized weights have one scale for all channels",
         "one scale per output channel costs nothing at run time",
     )  # fmt: skip
+    integer = [layer for layer in layers if layer.quantized and _in_bytes(layer)]
+    yield _finding(
+        "sums-saturate", "warning", [x for x in integer if pairs.pair_of(x.node) > pairs.LIMIT],
+        integer, name,
+        "quantized weights are too large for sums in 16 bits",
+        "CPUs without VNNI saturate on them and answer wrongly; others, and GPUs, do not: "
+        "exact_pairs = true in the recipe bounds them",
+    )  # fmt: skip
+
+
+def _in_bytes(layer: WeightLayer) -> bool:
+    return layer.weight.dtype == ir.DataType.INT8
 
 
 def _of_nodes(graph: ir.Graph) -> Iterator[Finding]:
     nodes = list(graph)
-    pairs = [node for node in nodes if node.op_type in {"QuantizeLinear", "DequantizeLinear"}]
+    both = [node for node in nodes if node.op_type in {"QuantizeLinear", "DequantizeLinear"}]
     yield _finding(
-        "asymmetric", "error", [node for node in pairs if _asymmetric(node)], pairs, _node_name,
+        "asymmetric", "error", [node for node in both if _asymmetric(node)], both, _node_name,
         "QuantizeLinear and DequantizeLinear have a zero point other than 0",
         "TensorRT accepts symmetric quantization only",
     )  # fmt: skip
-    biases = [node for node in pairs if _stores(node, ir.DataType.INT32)]
+    biases = [node for node in both if _stores(node, ir.DataType.INT32)]
     yield _finding(
-        "bias-quantized", "error", biases, pairs, _node_name,
+        "bias-quantized", "error", biases, both, _node_name,
         "biases are stored as INT32 behind a DequantizeLinear",
         "TensorRT takes biases in float only",
     )  # fmt: skip

@@ -88,9 +88,9 @@ def prove(model: ir.Model) -> tuple[Sums, ...]:
         here = place(node.name or "")
         if here is None or node.op_type not in {"MatMul", "Gemm", "Conv"}:
             continue
-        pair = _pair_of(node)
-        if pair is None:
-            continue
+        if any(_dequantizer(value) is None for value in node.inputs[:2]):
+            continue  # it computes in float
+        pair = pair_of(node)
         exact = 0 < pair <= LIMIT
         sums = Sums(block=here.block, role=here.role, pair=pair, exact=exact)
         before = found.setdefault(here, sums)
@@ -99,13 +99,11 @@ def prove(model: ir.Model) -> tuple[Sums, ...]:
     return tuple(found.values())
 
 
-def _pair_of(node: ir.Node) -> int | None:
-    """The largest pair of a quantized layer's weight, 0 for a quantized product of activations,
-    None for a layer that computes in float."""
-    first, second = (_dequantizer(value) for value in node.inputs[:2])
-    if first is None or second is None:
-        return None
-    stored = second.inputs[0]
+def pair_of(node: ir.Node) -> int:
+    """The largest pair of a quantized layer's weight; 0 where its integers are no constant, as of a
+    product of two activations."""
+    dequantizer = _dequantizer(node.inputs[1])
+    stored = dequantizer.inputs[0] if dequantizer is not None else None
     if stored is None or stored.const_value is None:
         return 0
     return int(largest_pair(stored.const_value.numpy(), output_axis(node)).max())

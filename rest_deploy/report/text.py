@@ -6,6 +6,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from rest_deploy import machine
 from rest_deploy.contracts import Build, ModelMetadata, Struct
 from rest_deploy.layout import layout_of
 from rest_deploy.report.engine import fit_lines, provider_lines
@@ -83,6 +84,7 @@ def parity(report: ParityReport) -> str:
             "",
             f"{verdict}: relative error at most {worst.relative_error:.1e}, "
             + bounds(worst.bound, worst.card_bound, worst.float32_error),
+            *([f"cause: {report.cause}"] if report.cause else []),
         ]
     )
 
@@ -216,7 +218,9 @@ def sums(build: Build) -> list[str]:
         return [f"exact on every x86 CPU, proven from the weights of {places}"]
     loose = Counter(found.role for found in build.sums if not found.exact)
     roles = ", ".join(f"{role} {count}" for role, count in loose.items())
-    return [f"exact on CPUs with VNNI only in {loose.total()} of {places} ({roles})"]
+    features = machine.features_for(build.backend)
+    here = "" if machine.adds_bytes_exactly(features) else "; this one has none"
+    return [f"exact on CPUs with VNNI only in {loose.total()} of {places} ({roles}){here}"]
 
 
 def _describe(metadata: ModelMetadata) -> list[tuple[str, str]]:

@@ -46,12 +46,14 @@ from rest_deploy.errors import (
     installed,
 )
 from rest_deploy.runtime.session import Session
+from rest_deploy.verbs import saturation
 from rest_deploy.verbs.engines import Found, find
 from rest_deploy.verbs.gate import GateData, gate_data, reference_answers
-from rest_deploy.verbs.judge import answers_of
+from rest_deploy.verbs.judge import CLEARLY, answers_of
 from rest_deploy.verbs.norms import norm_errors
 from rest_deploy.verbs.progress import Counter, Progress, silent, step, uncounted
 from rest_deploy.verbs.sensitivity import last_sensitivity
+from rest_deploy.verify import gate
 from rest_deploy.verify.distances import distances
 from rest_deploy.verify.parity import load_reference
 
@@ -276,6 +278,7 @@ def _examined(
     try:
         if not failed:
             accuracy = _accuracy(one, data, expected)
+            notes += _of_this_cpu(one, accuracy, data, expected)
         if not failed and wishes.cold_start:
             started = cold_start(one.path, shape, threads=wishes.threads[0] or None)
     except RestDeployError as error:
@@ -353,6 +356,24 @@ def _accuracy(one: Found, data: GateData, expected: Answers) -> Accuracy:
         agreement=next((d.agreement for d in found if d.agreement is not None), None),
         kl=next((d.kl for d in found if d.kl is not None), None),
     )
+
+
+def _of_this_cpu(one: Found, accuracy: Accuracy, data: GateData, expected: Answers) -> list[str]:
+    """A note where an INT8 engine is less accurate because of the CPU, shown by a control."""
+    build = one.sidecar.build
+    possible = saturation.possible_of(build, _backend(one))
+    if not possible:
+        return []
+    infer = saturation.in_float(one.path, one.metadata)
+    control = gate.answers(infer, data.images, one.metadata.gives)
+    first = one.metadata.gives[0]
+    error = distances(first, expected[first.name], control[first.name]).relative_error
+    if not error * CLEARLY < accuracy.relative_error:
+        return []
+    return [
+        f"{one.label}: relative error {accuracy.relative_error:.1e}, with its sums in float "
+        f"{error:.1e}: {possible}"
+    ]
 
 
 def _ceilings(

@@ -73,13 +73,15 @@ class CaseResult(Struct, frozen=True):
 
 
 class ParityReport(Struct, frozen=True):
-    """A comparison over several shapes, with what was compared."""
+    """A comparison over several shapes, with what was compared. cause: where it failed and the
+    reason is known."""
 
     model: str
     backend: str
     reference: Literal["float64", "float32"]
     inputs: str
     results: tuple[CaseResult, ...]
+    cause: str = ""
 
     @property
     def passed(self) -> bool:

@@ -73,6 +73,12 @@ def test_scores_may_be_quantized(exported_nano: Path, images: CalibrationSet) ->
     assert lint(ours(exported_nano, images, quantize=(*INT8.quantize, "scores"))).findings == ()
 
 
+def test_weights_that_saturate_are_counted(exported_nano: Path, images: CalibrationSet) -> None:
+    rule = found(lint(ours(exported_nano, images, exact_pairs=False)))["sums-saturate"]
+    assert (rule.level, rule.total) == ("warning", 35)
+    assert 20 < rule.count <= 35
+
+
 def test_zero_points(exported_nano: Path, images: CalibrationSet) -> None:
     """ONNX Runtime's own form is not one for TensorRT."""
     model = ours(exported_nano, images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -120,3 +121,23 @@ def test_only_a_control_that_is_better_and_passes_blames_the_cpu(
     words = one.because_of_the_cpu(result(found), Path("x"), (LOOSE,), "openvino/cpu")
     assert bool(words) == blamed
     assert one.because_of_the_cpu(result(found), Path("x"), (BOUNDED,), "openvino/cpu") == ""
+
+
+@pytest.fixture
+def loose_engine(workspace: Path, tmp_path: Path) -> Path:
+    """Built without its gate, as on a machine with VNNI it would be with it."""
+    wanted = dataclasses.replace(request(tmp_path, exact=False), gate=False)
+    return Path(verbs.build_engine(None, wanted, workspace=workspace, backend="openvino").path)
+
+
+def test_verify_and_bench_name_the_cpu(loose_engine: Path, workspace: Path) -> None:
+    exact = machine.adds_bytes_exactly(machine.features_for("openvino"))
+    found = verbs.verify(loose_engine, workspace=workspace, sizes=((224, 224),), batches=(4,))
+    assert found.passed == exact
+    assert ("this CPU (" in found.cause) == (not exact)
+    wishes = verbs.BenchWishes(
+        batches=(1,), seconds=0.1, images=16, in_flight=1, pytorch=False, profile=False,
+        cold_start=False,
+    )  # fmt: skip
+    notes = verbs.bench((loose_engine,), wishes, workspace=workspace, command="test").record.notes
+    assert any("with its sums in float" in note for note in notes) == (not exact)
