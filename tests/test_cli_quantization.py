@@ -351,7 +351,7 @@ def test_an_interrupted_calibration_goes_on(workspace: Path) -> None:
 def test_an_interrupted_sensitivity_goes_on(workspace: Path) -> None:
     """Ctrl-C while it measures: exit 130, the scores so far are kept and used."""
     options = ["sensitivity", "--workspace", str(workspace), "--limit", "16", "--seed", "3",
-               "--gate-images", "16"]  # fmt: skip
+               "--backend", "onnxruntime", "--gate-images", "16"]  # fmt: skip
     command = f"{INTERRUPTIBLE}; from rest_deploy.cli import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", command, *options],

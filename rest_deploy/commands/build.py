@@ -96,6 +96,8 @@ def calibrate(model: Path | None, workspace: Path | None, as_json: bool, **optio
 @click.command()
 @click.argument("model", type=PATH, required=False)
 @click.option("--recipe", default="int8", show_default=True, help="Packaged one or a .toml.")
+@click.option("--backend", default="auto", show_default=True,
+              help="Whose kernels compute it: auto, openvino, onnxruntime.")  # fmt: skip
 @calibration_options
 @click.option("--gate-data", "gate_set", type=PATH, help="Measured on. [default: held-out photos]")
 @click.option("--gate-images", type=click.IntRange(min=16), default=64, show_default=True)

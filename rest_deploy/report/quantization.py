@@ -20,6 +20,7 @@ from rest_deploy.verbs import (
     SensitivityReport,
     Trial,
 )
+from rest_deploy.verbs.judge import CLEARLY
 from rest_deploy.verify.gate import describe
 
 LISTED = 5
@@ -207,8 +208,8 @@ def sensitivity(report: SensitivityReport) -> str:
     more = len(report.places) - len(rows)
     resumed = f", {report.resumed} scores from an earlier run" if report.resumed else ""
     lines = [
-        f"{report.model}, recipe {report.recipe.name}: each place quantized alone, "
-        f"{report.images} images ({report.source}) against {report.reference}{resumed}",
+        f"{report.model}, recipe {report.recipe.name}, on {report.backend}: each place quantized "
+        f"alone, {report.images} images ({report.source}) against {report.reference}{resumed}",
         "",
         columns(header, rows, left=2),
         *([f"and {more} more, each below; all in {report.file}"] if more > 0 else []),
@@ -216,6 +217,7 @@ def sensitivity(report: SensitivityReport) -> str:
         _heat_map(report),
         "",
         f"all of the recipe: {_score(report.whole)}",
+        f"  its sums in float: {_score(report.in_float)}{_kernels(report)}",
     ]
     if report.budget_score is not None:
         score = report.budget_score
@@ -226,6 +228,16 @@ def sensitivity(report: SensitivityReport) -> str:
             f"  rest-deploy build-engine --recipe {report.budget_recipe}",
         ]
     return "\n".join(lines)
+
+
+def _kernels(report: SensitivityReport) -> str:
+    """Where the kernels, not the layers, are the most of it."""
+    if not report.in_float.relative_error * CLEARLY < report.whole.relative_error:
+        return ""
+    return (
+        f"\n  so the kernels of {report.backend} on this CPU are the reason, not a layer: "
+        "exact_pairs = true in the recipe"
+    )
 
 
 def _of_classes(score: Score) -> tuple[str, str]:

@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from rest_deploy import machine
 from rest_deploy.artifact import sha256_file, to_json, write_text
 from rest_deploy.bench.record import PlaceError, Sensitivity
-from rest_deploy.contracts import Struct
-from rest_deploy.errors import require
+from rest_deploy.contracts import HostBackend, Runner, Struct
+from rest_deploy.engine.backends import choose
+from rest_deploy.engine.onnxruntime import OnnxRuntimeRunner
+from rest_deploy.engine.openvino import OpenVinoRunner
+from rest_deploy.errors import InputError, require
 from rest_deploy.quant.budget import PlaceScore, Score, parse_budget
 from rest_deploy.quant.recipe import Recipe, load_recipe
 from rest_deploy.runtime.session import Session
+from rest_deploy.verbs import saturation
 from rest_deploy.verbs.calibrate import CARD_PHOTOS, Images, calibrate
 from rest_deploy.verbs.gate import gate_data, reference_answers
 from rest_deploy.verbs.progress import Counter, Progress, silent, step, uncounted
@@ -28,10 +33,14 @@ if TYPE_CHECKING:
 
 SENSITIVITY_IMAGES = 64
 
+IN_FLOAT = "in float"
+"""Among the scores by place."""
+
 
 class SensitivityReport(Struct, frozen=True):
-    """Scores, worst first. `whole`: everything the recipe names quantized. `resumed`: places whose
-    score an earlier, interrupted run had measured."""
+    """Scores, worst first, by the kernels of `backend`. `whole`: everything the recipe names
+    quantized; `in_float`: the same with its sums in float, so what is worse in `whole` is the
+    kernels'. `resumed`: scores that an earlier, interrupted run had measured."""
 
     model: str
     recipe: Recipe
@@ -42,6 +51,8 @@ class SensitivityReport(Struct, frozen=True):
     places: tuple[PlaceScore, ...]
     resumed: int
     file: str
+    backend: HostBackend
+    in_float: Score
     budget: str = ""
     budget_recipe: str = ""
     budget_floats: tuple[str, ...] = ()
@@ -65,6 +76,7 @@ def sensitivity(
     *,
     workspace: Path,
     recipe: str = "int8",
+    backend: str = "auto",
     images: Images = CARD_PHOTOS,
     gate_images: int = SENSITIVITY_IMAGES,
     gate_set: Path | None = None,
@@ -76,17 +88,21 @@ def sensitivity(
 ) -> SensitivityReport:
     """Measure every (block, role) of the recipe alone, on held-out images, by the first output.
 
+    backend: whose kernels compute it, "openvino" or "onnxruntime"; "auto": what `build-engine`
+    would take without timing, ONNX Runtime for engines that are not for a CPU.
     budget: like "agreement>=99.5%"; the recipe that keeps it is written to `output`. Scores are
     stored as they come: an interrupted run goes on. Raises what `calibrate` raises, and
     `InputError` for a budget that cannot be kept.
     """
     require("onnxruntime", "onnxruntime")
     require("onnx_ir", "export")
+    from rest_deploy.graph.unsign import unsign_activations
     from rest_deploy.quant import sensitivity as study
 
     wanted = parse_budget(budget) if budget is not None else None
     source = open_export(model, workspace)
     loaded = load_recipe(recipe)
+    runtime = _runtime(backend, loaded)
     report, table = calibrate(
         source.path, workspace=workspace, images=images, recipe=recipe, counter=counter
     )
@@ -97,27 +113,38 @@ def sensitivity(
     stem = f"{source.path.name.removesuffix('.onnx')}.{loaded.name}"
     file = workspace / f"{stem}.sensitivity.json"
     identity = hashlib.sha256(
-        f"{report.table_sha256} {hashlib.sha256(seen.images.tobytes()).hexdigest()}".encode()
+        f"{report.table_sha256} {hashlib.sha256(seen.images.tobytes()).hexdigest()} {runtime} "
+        f"{machine.features_for(runtime)}".encode()
     ).hexdigest()
     scores = _stored(file, identity)
     resumed = len(scores)
 
-    def measure(graph: ir.Model) -> Score:
+    def measure(graph: ir.Model, *, in_float: bool = False) -> Score:
         import onnx_ir as ir
 
+        if runtime == "onnxruntime":
+            unsign_activations(graph)  # as its engines have it
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "quantized.onnx"
             ir.save(graph, path)
-            engine = Session.open(path, metadata=source.metadata)
-            actual = gate.answers(engine.run_normalized, seen.images, (first,))
+            if in_float:
+                infer = saturation.in_float(path, source.metadata)
+            else:
+                runner: Runner = (
+                    OpenVinoRunner(path) if runtime == "openvino" else OnnxRuntimeRunner(path)
+                )
+                infer = Session(runner, source.metadata, path, None).run_normalized
+            actual = gate.answers(infer, seen.images, (first,))
         found = distances(first, expected[first.name], actual[first.name])
         return Score(relative_error=found.relative_error, kl=found.kl, agreement=found.agreement)
 
     shares = study.shares(source.path, table)
-    recipes = {"": loaded} | {str(place): study.only(loaded, place, shares) for place in shares}
+    recipes = {"": loaded, IN_FLOAT: loaded}
+    recipes |= {str(place): study.only(loaded, place, shares) for place in shares}
     for done, (name, alone) in enumerate(recipes.items()):
         if name not in scores:
-            scores[name] = measure(study.quantized(source.path, table, alone))
+            graph = study.quantized(source.path, table, alone)
+            scores[name] = measure(graph, in_float=name == IN_FLOAT)
             stored = Stored(schema=1, identity=identity, scores=scores)
             write_text(file, to_json(stored))
         counter("measuring", done + 1, len(recipes), "places")
@@ -157,6 +184,8 @@ def sensitivity(
         places=tuple(places),
         resumed=resumed,
         file=str(file),
+        backend=runtime,
+        in_float=scores[IN_FLOAT],
     )
     if wanted is None:
         return result
@@ -176,6 +205,14 @@ def sensitivity(
         budget_float_share=found.float_share,
         budget_score=found.score,
     )
+
+
+def _runtime(wanted: str, recipe: Recipe) -> HostBackend:
+    """Raises `InputError`, `MissingDependencyError`."""
+    if wanted not in ("auto", "openvino", "onnxruntime"):
+        raise InputError(f"sensitivity runs on openvino or onnxruntime, not on {wanted}")
+    found = choose(wanted, recipe.format).backend
+    return "openvino" if found == "openvino" else "onnxruntime"
 
 
 def last_sensitivity(name: str, sha256: str, workspace: Path) -> Sensitivity | None:

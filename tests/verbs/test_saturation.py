@@ -16,6 +16,7 @@ from rest_deploy.contracts import GateCheck, GateResult, Sums
 from rest_deploy.errors import VerificationError
 from rest_deploy.quant.recipe import load_recipe
 from rest_deploy.quant.sensitivity import to_toml
+from rest_deploy.report import quantization as text
 from rest_deploy.verbs import Images, Request, judge, saturation
 from rest_deploy.verbs.saturation import possible
 
@@ -141,3 +142,24 @@ def test_verify_and_bench_name_the_cpu(loose_engine: Path, workspace: Path) -> N
     )  # fmt: skip
     notes = verbs.bench((loose_engine,), wishes, workspace=workspace, command="test").record.notes
     assert any("with its sums in float" in note for note in notes) == (not exact)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_sensitivity_measures_the_backends_kernels(
+    workspace: Path, tmp_path: Path, exact: bool
+) -> None:
+    """It computed every place on ONNX Runtime, which saturates less, and blamed no kernel."""
+    recipe = msgspec.structs.replace(
+        load_recipe("int8"), name="stem", quantize=("stem",), exact_pairs=exact
+    )
+    (tmp_path / "stem.toml").write_text(to_toml(recipe, ""), encoding="utf-8")
+    found = verbs.sensitivity(
+        None, workspace=workspace, recipe=str(tmp_path / "stem.toml"), backend="openvino",
+        images=Images(limit=16), gate_images=16,
+    )  # fmt: skip
+    assert {place.role for place in found.places} == {"stem"}
+    saturates = not exact and not machine.adds_bytes_exactly(machine.features_for("openvino"))
+    blamed = "so the kernels of openvino on this CPU are the reason" in text.sensitivity(found)
+    assert blamed == saturates
+    ratio = found.whole.relative_error / found.in_float.relative_error
+    assert (ratio > 2) == saturates
