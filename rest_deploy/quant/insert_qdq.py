@@ -3,6 +3,11 @@
 An activation gets one QuantizeLinear/DequantizeLinear pair, shared by all readers; a weight is
 stored quantized, behind a DequantizeLinear with one scale per output channel. Biases stay float.
 Nodes of a role that the recipe leaves out are not touched.
+
+Every zero point is 0. An activation's gives QuantizeLinear its type. An INT8 weight's has the shape
+of its scales. ONNX lets it be left out; but where ONNX Runtime makes signed weights unsigned
+(`session.x64quantprecision`) it puts a scalar in the place of a missing one, and then refuses its
+own node. FP8 weights have none: nothing rewrites them.
 """
 
 from __future__ import annotations
@@ -205,7 +210,10 @@ def _quantize_weight(
         _correct_bias(node, _mean_output(node, error, means))
     q = _initializer(model, f"{name}.{recipe.format}", stored)
     scale = _initializer(model, f"{name}.scale", scales)
-    dequantize = ir.node("DequantizeLinear", [q, scale], attributes={"axis": axis},
+    inputs = [q, scale]
+    if recipe.format == "int8":  # written out: see the head of this module
+        inputs.append(_initializer(model, f"{name}.zero_point", np.zeros_like(scales, np.int8)))
+    dequantize = ir.node("DequantizeLinear", inputs, attributes={"axis": axis},
                          name=f"{node.name}.weight.DequantizeLinear")  # fmt: skip
     dequantize.outputs[0].name = f"{node.name}.weight"
     dequantize.outputs[0].dtype = ir.DataType.FLOAT

@@ -35,7 +35,7 @@ BATCHES = (1, 5)
 
 MOST_FLOAT32_ERROR = 1e-3
 """Of PyTorch itself. Beyond, float32 does not compute the model at all, and allows no engine
-anything: 25 times the largest measured (deterministic random weights, docs/parity.md), and a
+anything: 25 times the largest measured (deterministic random weights, docs/instance-norm.md), and a
 quarter of what the gate allows FP16."""
 
 
