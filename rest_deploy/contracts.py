@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from rest_deploy.architecture import Architecture as Architecture
 from rest_deploy.architecture import PositionEncoding as PositionEncoding
+from rest_deploy.selftest import SelfTest, Site
 from rest_deploy.signature import InputKind, Output
 from rest_deploy.stored import Struct as Struct
 
@@ -256,6 +257,7 @@ class Build(Struct, frozen=True):
     backend has no integer kernels for. `gate` is None when it was switched off (--no-gate);
     `gated`: what it looked at. Hashes: of the float model, of the calibration table. `fit` and
     `proof`: of TensorRT engines. `provider`: ONNX Runtime's, empty for its CPU; `through`: of one.
+    `site`: where the gate ran, without one its self-test; `selftest`: see `runtime.arrival`.
     """
 
     precision: Precision
@@ -273,6 +275,8 @@ class Build(Struct, frozen=True):
     proof: tuple[Proven, ...] = ()
     provider: str = ""
     through: ProviderFit | None = None
+    site: Site | None = None
+    selftest: SelfTest | None = None
 
 
 class Published(Struct, frozen=True):

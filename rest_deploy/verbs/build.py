@@ -25,7 +25,7 @@ from rest_deploy.errors import InputError, require
 from rest_deploy.quant.receipt import Measured
 from rest_deploy.quant.recipe import load_recipe
 from rest_deploy.runtime.session import Session
-from rest_deploy.verbs import engine, openvino, provider
+from rest_deploy.verbs import engine, openvino, probes, provider
 from rest_deploy.verbs.calibrate import CalibrationReport
 from rest_deploy.verbs.gate import gate_data
 from rest_deploy.verbs.judge import ITSELF, Judge, on_gpu
@@ -227,7 +227,7 @@ def _build(
         if planned is not None:
             key = engine.cache_key(planned, sha256_file(staged), made, request)
             ready = engine.cached(target, key)
-            if ready is not None and ready.build is not None:
+            if ready is not None and ready.build is not None and ready.build.site is not None:
                 return _report(target, ready, ready.build, source, made, choice, started, warnings,
                                cached=True)  # fmt: skip
         elif route is not None:
@@ -242,22 +242,21 @@ def _build(
         elif choice is not None:
             kinds = obtained(staged)
             warnings += provider.shortfall(made, kinds, request, choice.backend)
-        result, gated, judge = None, "", None
+        result, gated, judge, infer = None, "", None, None
+        if route is not None:
+            infer = provider.infer(route, staged, options, metadata)
+        elif on_openvino:
+            infer = openvino.infer(staged, precision, metadata)
+        where = route.backend if route else openvino.ON if on_openvino else ""
         if data is not None:
             if made.proof is not made.model:
                 ir.save(made.proof, proof)
             with step(progress, f"compared with the reference on {len(data.images)} images"):
                 used = proof if made.proof is not made.model else staged
-                infer = None
-                if route is not None:
-                    infer = provider.infer(route, staged, options, metadata)
-                elif on_openvino:
-                    infer = openvino.infer(staged, precision, metadata)
                 judge = Judge.of(source, data, request, made, staged, used)
                 result = judge.graph(staged, used, infer)
                 if on_openvino:
                     result = openvino.also_fixed(judge, result, staged, precision)
-                where = route.backend if route else openvino.ON if on_openvino else ""
                 gated = _gated(made, planned is not None, where)
             gate.enforce(result, target.name)
         if planned is not None:
@@ -274,6 +273,10 @@ def _build(
                 else:
                     result, gated = on_engine, ITSELF
                     gate.enforce(on_engine, target.name)
+            tested = probes.of_engine(source, request, proved.engine, proved.fit, staged)
+        else:
+            shapes = provided.profiles if provided else ()
+            tested = probes.of_file(source, request, staged, infer, where, shapes)
         built = Build(
             precision=request.precision,
             backend=GRAPH_ONLY if choice is None else choice.backend,
@@ -290,6 +293,8 @@ def _build(
             proof=rows,
             provider=route.provider.name if route else "",
             through=provided,
+            site=tested.site,
+            selftest=tested.selftest,
         )
         sidecar = Sidecar(
             schema=1,
