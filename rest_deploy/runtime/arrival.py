@@ -20,6 +20,7 @@ import base64
 import hashlib
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,18 +49,24 @@ ANYWAY = "--no-selftest, Session.open(..., selftest=False), loads it all the sam
 ROOM = 1.25
 """How much worse than measured at its build an engine may be where that, not the gate, counts."""
 
-KEPT = 16
-"""Passes remembered beside one file: as many as the compile cache has blobs."""
+SAME = 1e-6
+"""What a compiled form may differ by from the compilation that it was saved from: nothing does."""
+
+COMPILED = "the same file compiled here"
+
+KEPT = 64
+"""Passes remembered beside one file: more than the compile cache has blobs."""
 
 
-class Check(Struct, frozen=True):
-    """Of one output: relative L2 error over the probes, what it may be, and what it was where the
-    engine was built."""
+@dataclass(frozen=True)
+class Check:
+    """Of one output: relative L2 error over the probes, against whose answers, and what it may
+    be."""
 
     name: str
+    against: str
     error: float
     bound: float
-    built: float | None
 
     @property
     def passed(self) -> bool:
@@ -67,11 +74,12 @@ class Check(Struct, frozen=True):
 
 
 class Remembered(Struct, frozen=True):
-    """A self-test that was passed. site and checks: for the reader; the key decides."""
+    """A self-test that was passed. site: for the reader; the key decides. answers: of the engine,
+    as `Expected.values`."""
 
     key: str
     site: Site
-    checks: tuple[Check, ...]
+    answers: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -104,48 +112,61 @@ class Arrival:
     def ensure(self) -> None:
         """Run the self-test unless it was passed here before. Raises `SelfTestError`, and
         `ArtifactError` for one that is damaged."""
-        keys = self._keys()
-        known = [key for key in keys if self._remembered(key)]
-        if not known:
-            self.keep(self.passed(self.run()))
-        elif len(known) < len(keys):  # the file was known, its new compiled form is not
-            self.keep(())
+        told = [self._told(key) for key in self._keys()]
+        known = next((one for one in told if one is not None), None)
+        if known is None:
+            answers = self.run()
+            self.pass_or_raise(self.checks(answers))
+            self.keep({name: text_of(values) for name, values in answers.items()})
+        elif None in told:  # the file passed here before; this is a new compiled form of it
+            self.keep(known.answers)
 
-    def run(self) -> tuple[Check, ...]:
-        """One call of the engine for each probe. Raises `ArtifactError` where they are damaged."""
+    def run(self) -> dict[str, Float32]:
+        """One call of the engine for each probe: every output (probes, channels). Raises
+        `ArtifactError` where the probes are damaged."""
         try:
             probes = pixels_of(self.selftest)
-            expected = {one.name: values_of(one) for one in self.selftest.expected}
         except (ValueError, ImageError) as damage:
-            raise ArtifactError(
-                f"the self-test in the sidecar of {self.path} is damaged: {damage}",
-                hint=self.hint(),
-            ) from damage
+            raise self._damaged(damage) from damage
         answers = [self._answer(probe) for probe in probes]
-        return tuple(
-            Check(
-                name=one.name,
-                error=error(
-                    expected[one.name], np.concatenate([answer[one.name] for answer in answers])
-                ),
-                bound=self._bound(one),
-                built=one.built,
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
+    def checks(self, answers: Mapping[str, Float32]) -> tuple[Check, ...]:
+        """Against the reference; of a compiled form on disk also against the file's own answers
+        here, where it has been asked: those come again bit by bit, and many a damage to INT8
+        weights is far smaller than the gate's bound. Raises `ArtifactError`."""
+        found = []
+        file = self._told(key_of(self.path, self.here, "")) if self._from_blob else None
+        try:
+            for one in self.selftest.expected:
+                far = error(values_of(one.values, one.channels), answers[one.name])
+                found.append(Check(one.name, self.selftest.reference, far, self._bound(one)))
+            for name, text in file.answers.items() if file else ():
+                far = error(values_of(text, answers[name].shape[1]), answers[name])
+                found.append(Check(name, COMPILED, far, SAME))
+        except (ValueError, KeyError) as damage:
+            raise self._damaged(damage) from damage
+        return tuple(found)
+
+    def pass_or_raise(self, checks: tuple[Check, ...]) -> None:
+        """Raises `SelfTestError`."""
+        failed = [check for check in checks if not check.passed]
+        if failed:
+            worst = max(failed, key=lambda check: check.error / check.bound)
+            cause, first = self._cause(worst)
+            raise SelfTestError(
+                f"{self.path} does not answer here as it must: {cause}: {worst.name} against "
+                f"{worst.against}: error {worst.error:.2g}, bound {worst.bound:.2g}",
+                hint=first + self._hint(),
             )
-            for one in self.selftest.expected
-        )
 
-    def passed(self, checks: tuple[Check, ...]) -> tuple[Check, ...]:
-        """The checks, all of them passed. Raises `SelfTestError`."""
-        if not all(check.passed for check in checks):
-            raise SelfTestError(self.refusal(checks), hint=self.hint())
-        return checks
-
-    def keep(self, checks: tuple[Check, ...]) -> None:
-        """Remember that it passed. A folder that cannot be written costs a test at each start."""
+    def keep(self, answers: dict[str, str]) -> None:
+        """Remember that it passed, and how it answered. A folder that cannot be written costs a
+        test at each start."""
         for key in self._keys():
-            if self._remembered(key):
+            if self._told(key) is not None:
                 continue
-            told = Remembered(key=key, site=self.here, checks=checks)
+            told = Remembered(key=key, site=self.here, answers=answers)
             try:
                 write_text(self._memory(key), to_json(told))
             except OutputError as refused:
@@ -163,20 +184,6 @@ class Arrival:
                     f"cannot delete {self._memory(key)}: {refused.strerror}"
                 ) from refused
 
-    def refusal(self, checks: tuple[Check, ...]) -> str:
-        """Why it is not loaded: the likely cause, and what was measured."""
-        worst = max(checks, key=lambda check: check.error / check.bound)
-        built = "" if worst.built is None else f", {worst.built:.2g} where it was built"
-        return (
-            f"{self.path} does not answer here as it must: {self._cause()}: error "
-            f"{worst.error:.2g} of {worst.name}, bound {worst.bound:.2g}{built}"
-        )
-
-    def hint(self) -> str:
-        """What mends it."""
-        damaged = f"delete {default_cache(self.path)}, or " if self._from_blob else ""
-        return f"{damaged}build it on this machine: {self.sidecar.command}; {ANYWAY}"
-
     def at_home(self) -> bool:
         """Whether this is the machine where it was built, with any number of threads."""
         built = self.build.site
@@ -190,27 +197,44 @@ class Arrival:
             return max(one.bound, ROOM * one.built)
         return one.bound
 
-    def _cause(self) -> str:
+    def _damaged(self, why: Exception) -> ArtifactError:
+        return ArtifactError(
+            f"the self-test in the sidecar of {self.path} is damaged: {why}", hint=self._hint()
+        )
+
+    def _hint(self) -> str:
+        return f"build it on this machine: {self.sidecar.command}; {ANYWAY}"
+
+    def _cause(self, failed: Check) -> tuple[str, str]:
+        """In words, and what to try before it is built again."""
         built, here = self.build.site, self.here
+        blob = f"its compiled form in {default_cache(self.path)}"
+        delete = f"delete {default_cache(self.path)}, or "
+        if failed.against == COMPILED:
+            return f"{blob} was changed", delete
         if built is None:
-            return f"this is {here.words()}, {here.runtime()}"
-        on = here.words()
-        exact = [machine.adds_bytes_exactly(one.features) for one in (built, here)]
-        if self.build.precision == "int8" and not here.gpu and not exact[1]:
-            on += ", where 8-bit sums saturate"
-        held = machine.cap() if here.backend.startswith("openvino") else ""
-        on += f" ({held})" if held else ""
-        gate = "" if self.build.gate is not None else ", without the accuracy gate"
+            return f"this is {here.words()}, {here.runtime()}", ""
+        gate = "" if self.build.gate is not None else " without the accuracy gate"
         if (built.features, built.gpu) != (here.features, here.gpu):
             this = "this is" if here.gpu else "this CPU has"
-            return f"built on {built.words()}{gate}; {this} {on}"
+            return f"built on {built.words()}{gate}; {this} {here.words()}{self._reason()}", ""
         if built.runtime() != here.runtime():
-            return f"built with {built.runtime()}{gate}; here is {here.runtime()}"
+            return f"built with {built.runtime()}{gate}; here is {here.runtime()}", ""
         if gate:
-            return f"built{gate}; this is {on}"
+            return f"built{gate}; this is {here.words()}", ""
         if self._from_blob:
-            return f"its compiled form in {default_cache(self.path)} is not what it was built as"
-        return f"built on {built.words()} with {built.runtime()}, as here: one of them is damaged"
+            return f"{blob} may be damaged", delete
+        return f"built on {built.words()} with {built.runtime()}, as here: it is damaged", ""
+
+    def _reason(self) -> str:
+        """Why other instructions may answer otherwise, where that is known."""
+        built, here, reason = self.build.site, self.here, ""
+        was_exact = built is not None and machine.adds_bytes_exactly(built.features)
+        if self.build.precision == "int8" and was_exact and not here.gpu:
+            exact = machine.adds_bytes_exactly(here.features)
+            reason = "" if exact else ", where 8-bit sums saturate"
+        held = machine.cap() if here.backend.startswith("openvino") else ""
+        return f"{reason} ({held})" if held else reason
 
     @property
     def _from_blob(self) -> bool:
@@ -225,16 +249,16 @@ class Arrival:
     def _memory(self, key: str) -> Path:
         return default_cache(self.path) / f"selftest-{key[:16]}.json"
 
-    def _remembered(self, key: str) -> bool:
+    def _told(self, key: str) -> Remembered | None:
         """What cannot be read is no pass: the test is run again."""
         try:
             told = msgspec.json.decode(self._memory(key).read_bytes(), type=Remembered)
         except FileNotFoundError:
-            return False
+            return None
         except (OSError, msgspec.DecodeError, UnicodeError) as refused:
             log.warning("%s is not read: %s", self._memory(key), refused)
-            return False
-        return told.key == key
+            return None
+        return told if told.key == key else None
 
     def _prune(self) -> None:
         """Passes of files that are no more, and of machines that did not come back."""
@@ -255,9 +279,14 @@ class Arrival:
         return {one.name: digest(one, found[one.name][:1]) for one in metadata.gives}
 
 
-def values_of(expected: Expected) -> Float32:
-    """(probes, channels)"""
-    return np.frombuffer(base64.b64decode(expected.values), "<f4").reshape(-1, expected.channels)
+def values_of(text: str, channels: int) -> Float32:
+    """Of `Expected.values`: (probes, channels). Raises ValueError."""
+    return np.frombuffer(base64.b64decode(text), "<f4").reshape(-1, channels)
+
+
+def text_of(values: Float32) -> str:
+    """(probes, channels) as `Expected.values`."""
+    return base64.b64encode(values.astype("<f4").tobytes()).decode()
 
 
 def pixels_of(selftest: SelfTest) -> list[npt.NDArray[np.uint8]]:

@@ -122,7 +122,7 @@ def _made(
             Expected(
                 name=one.name,
                 channels=one.channels,
-                values=base64.b64encode(wanted[one.name][rows].astype("<f4").tobytes()).decode(),
+                values=arrival.text_of(wanted[one.name][rows]),
                 bound=limits[one.name],
                 built=measured.get(one.name),
             )
