@@ -117,9 +117,9 @@ class Arrival:
         if known is None:
             answers = self.run()
             self.pass_or_raise(self.checks(answers))
-            self.keep({name: text_of(values) for name, values in answers.items()})
+            self.keep(answers)
         elif None in told:  # the file passed here before; this is a new compiled form of it
-            self.keep(known.answers)
+            self._write(known.answers)
 
     def run(self) -> dict[str, Float32]:
         """One call of the engine for each probe: every output (probes, channels). Raises
@@ -160,9 +160,12 @@ class Arrival:
                 hint=first + self._hint(),
             )
 
-    def keep(self, answers: dict[str, str]) -> None:
+    def keep(self, answers: Mapping[str, Float32]) -> None:
         """Remember that it passed, and how it answered. A folder that cannot be written costs a
         test at each start."""
+        self._write({name: text_of(values) for name, values in answers.items()})
+
+    def _write(self, answers: dict[str, str]) -> None:
         for key in self._keys():
             if self._told(key) is not None:
                 continue
