@@ -21,7 +21,8 @@ def main() -> None:
 for command in (
     *(build.export, build.calibrate, build.sensitivity, build.quantize, build.build_engine),
     *(build.deploy, build.refit),
-    *(look.verify, look.predict, look.variants, look.inspect, look.lint, look.doctor),
+    *(look.verify, look.predict, look.variants, look.inspect, look.lint),
+    *(look.selftest, look.doctor),
     *(measure.bench, measure.compare, measure.profile, measure.report),
     serve.serve,
     *(bulk.embed, cluster.ray_serve, cluster.k8s),

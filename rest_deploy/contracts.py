@@ -15,6 +15,7 @@ from rest_deploy.architecture import Architecture as Architecture
 from rest_deploy.architecture import PositionEncoding as PositionEncoding
 from rest_deploy.proofs import Proven as Proven
 from rest_deploy.proofs import Sums as Sums
+from rest_deploy.selftest import SelfTest, Site
 from rest_deploy.signature import InputKind, Output
 from rest_deploy.stored import Struct as Struct
 
@@ -250,6 +251,7 @@ class Build(Struct, frozen=True):
     `gated`: what it looked at. Hashes: of the float model, of the calibration table. `fit` and
     `proof`: of TensorRT engines. `provider`: ONNX Runtime's, empty for its CPU; `through`: of one.
     `sums`: of an INT8 graph, one a quantized (block, role); files of older versions have none.
+    `site`: where the gate ran, without one its self-test; `selftest`: see `runtime.arrival`.
     """
 
     precision: Precision
@@ -268,6 +270,8 @@ class Build(Struct, frozen=True):
     provider: str = ""
     through: ProviderFit | None = None
     sums: tuple[Sums, ...] = ()
+    site: Site | None = None
+    selftest: SelfTest | None = None
 
     @property
     def exact_everywhere(self) -> bool:

@@ -39,6 +39,10 @@ class VerificationError(RestDeployError):
     exit_code = 1
 
 
+class SelfTestError(VerificationError):
+    """An engine does not answer on this machine as it did where it was built."""
+
+
 class InputError(RestDeployError):
     """Something the user handed over cannot be used as it is."""
 

@@ -68,6 +68,18 @@ def cpu(root: Path = ROOT) -> Cpu:
     )
 
 
+def cores() -> int:
+    """CPUs this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cap(environ: Mapping[str, str] = os.environ) -> str:
+    """The variable of `CAPS` that counts, "NAME=VALUE", "" where none is set."""
+    return next((f"{name}={environ[name]}" for name in CAPS if environ.get(name)), "")
+
+
 def features_for(
     backend: str, of: Cpu | None = None, environ: Mapping[str, str] = os.environ
 ) -> tuple[str, ...]:
@@ -76,8 +88,7 @@ def features_for(
     features = (of or cpu()).features
     if backend != "openvino":
         return features
-    level = next((environ[name].upper() for name in CAPS if environ.get(name)), "")
-    left = _HELD.get(level)
+    left = _HELD.get(cap(environ).partition("=")[2].upper())
     return features if left is None else tuple(name for name in features if name in left)
 
 

@@ -27,6 +27,11 @@ threads_option = click.option(
 )
 
 
+selftest_option = click.option(
+    "--selftest/--no-selftest", default=True, show_default=True,
+    help="Of an engine that was not seen on this machine: see rest-deploy selftest.",
+)  # fmt: skip
+
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Print what would be built; build nothing."
 )

@@ -14,6 +14,7 @@ from rest_deploy.options import (
     backend_option,
     json_option,
     provider_option,
+    selftest_option,
     threads_option,
     workspace_option,
 )
@@ -46,6 +47,7 @@ from rest_deploy.options import (
 @backend_option
 @provider_option
 @threads_option
+@selftest_option
 @workspace_option
 @json_option
 def embed(

@@ -17,6 +17,7 @@ from rest_deploy.options import (
     json_option,
     provider_option,
     replica_options,
+    selftest_option,
     service_options,
 )
 
@@ -33,6 +34,7 @@ from rest_deploy.options import (
 @click.option("--dry-run", is_flag=True, help="Print the config for `serve deploy`; start nothing.")
 @backend_option
 @provider_option
+@selftest_option
 def ray_serve(engine: Path, dry_run: bool, ray_address: str | None, **options: Any) -> None:
     """Serve ENGINE with Ray Serve: the routes of `serve`, replicas by load."""
     from rest_deploy.artifact import read_sidecar
@@ -77,6 +79,7 @@ def ray_serve(engine: Path, dry_run: bool, ray_address: str | None, **options: A
 @click.option("--ray-version", default="", help="Of the image, with --flavour rayservice.")
 @backend_option
 @provider_option
+@selftest_option
 @json_option
 def k8s(
     engine: Path,

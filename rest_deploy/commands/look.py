@@ -14,6 +14,7 @@ from rest_deploy.options import (
     backend_option,
     json_option,
     provider_option,
+    selftest_option,
     threads_option,
     workspace_option,
 )
@@ -74,6 +75,7 @@ def verify(
 @backend_option
 @provider_option
 @threads_option
+@selftest_option
 @json_option
 def predict(model: Path, images: tuple[Path, ...], top: int, as_json: bool, **options: Any) -> None:
     """Classify IMAGES with MODEL, an ONNX file or an engine. Needs no PyTorch."""
@@ -111,6 +113,26 @@ def inspect(file: Path, as_json: bool) -> None:
     from rest_deploy.report import text
 
     show(verbs.inspect(file), as_json, text.inspection)
+
+
+@click.command()
+@click.argument("engine", type=PATH)
+@backend_option
+@provider_option
+@threads_option
+@json_option
+def selftest(engine: Path, as_json: bool, **options: Any) -> None:
+    """Does ENGINE answer here as it did where it was built? Exit 1 if not.
+
+    An engine does this by itself when it is opened on a kind of machine for the first time.
+    """
+    from rest_deploy import verbs
+    from rest_deploy.report import selftest as text
+
+    report = verbs.selftest(engine, **options)
+    show(report, as_json, text.tested)
+    if not report.passed:
+        sys.exit(1)
 
 
 @click.command()

@@ -13,6 +13,7 @@ from rest_deploy.options import (
     backend_option,
     drain_option,
     provider_option,
+    selftest_option,
     service_options,
     threads_option,
 )
@@ -51,6 +52,7 @@ from rest_deploy.options import (
 @backend_option
 @provider_option
 @threads_option
+@selftest_option
 def serve(engine: Path, trust: Path | None, body_s: float, **options: Any) -> None:
     """Serve ENGINE over HTTP: Open Inference Protocol v2, images, metrics. SIGTERM drains."""
     from rest_deploy.errors import require

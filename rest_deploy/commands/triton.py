@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from rest_deploy.console import Sizes, show
-from rest_deploy.options import PATH, json_option
+from rest_deploy.options import PATH, json_option, selftest_option
 
 
 @click.command("triton-repo")
@@ -37,6 +37,7 @@ from rest_deploy.options import PATH, json_option
               )  # fmt: skip
 @click.option("--ensemble/--no-ensemble", default=True, show_default=True,
               help="Also NAME_classify: encoded images in, labels out.")  # fmt: skip
+@selftest_option
 @click.option("--force", is_flag=True, help="Replace folders that are edited or not ours.")
 @json_option
 def triton_repo(

@@ -47,7 +47,8 @@ class Wishes:
     top, logits: of labels. batch: images of one call of the engine;
     shard: of one part, None for about 2048. size: (height, width), None for the card's. threads: of
     the engine, None for all cores. workers: decoding threads, None for the cores. max_bad: share of
-    bad images that the report calls too many. keep_parts: leave a folder of parts."""
+    bad images that the report calls too many. keep_parts: leave a folder of parts. selftest: see
+    `Session.open`."""
 
     only: Only = ""
     top: int = 5
@@ -63,6 +64,7 @@ class Wishes:
     workers: int | None = None
     max_bad: float | None = None
     keep_parts: bool = False
+    selftest: bool = True
 
 
 class EmbedReport(Struct, frozen=True):
@@ -150,7 +152,7 @@ def open_engine(engine: Path, wishes: Wishes) -> Session:
     depend on how often a shape has come."""
     return Session.open(
         engine, backend=wishes.backend, provider=wishes.provider, threads=wishes.threads,
-        specialize=ShapeLimits(most=1, after=0),
+        specialize=ShapeLimits(most=1, after=0), selftest=wishes.selftest,
     )  # fmt: skip
 
 

@@ -32,6 +32,8 @@ class CompileCache:
     def __init__(self, folder: Path, key: str) -> None:
         self.folder = folder
         self._key = hashlib.sha256(key.encode()).digest()
+        self.digests: dict[str, str] = {}
+        """Name -> what the blob that was loaded or saved begins with: hash of key and bytes."""
 
     def path(self, name: str) -> Path:
         """name: which of them, "dynamic" or "8x3x224x224"; the key is in the file's name too, so
@@ -52,15 +54,18 @@ class CompileCache:
         if content[:DIGEST] != self._digest(name, payload):
             log.warning("the compile cache %s is damaged: compiled anew", path)
             return None
+        self.digests[name] = content[:DIGEST].hex()
         return payload
 
     def save(self, name: str, payload: bytes) -> None:
         """A folder that cannot be written is said and costs nothing but the time of compiling."""
+        digest = self._digest(name, payload)
         try:
-            write_bytes(self.path(name), self._digest(name, payload) + payload)
+            write_bytes(self.path(name), digest + payload)
         except OutputError as error:
             log.warning("the compile cache is not kept: %s", error.message)
             return
+        self.digests[name] = digest.hex()
         with contextlib.suppress(OSError):  # another process prunes too
             found = sorted(self.folder.glob(f"*{SUFFIX}"), key=lambda p: p.stat().st_mtime_ns)
             for old in found[:-KEPT]:

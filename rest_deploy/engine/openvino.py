@@ -81,6 +81,8 @@ class OpenVinoRunner:
         self._threads, self._cache = threads, cache
         self._config = _config(threads, precision, streams)
         self._compiled, self.from_cache = self._load(cache)
+        self.blob = "" if cache is None else cache.digests.get(self._name(), "")
+        """Digest of the compiled form on disk, which this one is or was kept as."""
         self.inputs = tuple(_spec(port, streams) for port in self._compiled.inputs)
         self.outputs = tuple(_spec(port, streams) for port in self._compiled.outputs)
         self._slots = threading.BoundedSemaphore(MOST_REQUESTS)
@@ -171,12 +173,22 @@ class OpenVinoRunner:
             arrays[spec.name] = array
         return arrays
 
+    def _part(self) -> Dims | None:
+        """Of the shape, what one stream gets."""
+        if self.shape is None:
+            return None
+        return (self.shape[0] // self.streams, *self.shape[1:])
+
+    def _name(self) -> str:
+        """In the compile cache."""
+        part = self._part()
+        if part is None:
+            return "dynamic"
+        return "x".join(map(str, part)) + (f"-{self.streams}" if self.streams > 1 else "")
+
     def _load(self, cache: CompileCache | None) -> tuple[openvino.CompiledModel, bool]:
         """The compiled model, and whether it came from the cache."""
-        part, name = self.shape, "dynamic"
-        if part is not None:
-            part = (part[0] // self.streams, *part[1:])
-            name = "x".join(map(str, part)) + (f"-{self.streams}" if self.streams > 1 else "")
+        part, name = self._part(), self._name()
         blob = None if cache is None else cache.load(name)
         if blob is not None:
             try:

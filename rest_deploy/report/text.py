@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from rest_deploy import machine
 from rest_deploy.contracts import Build, ModelMetadata, Struct
 from rest_deploy.layout import layout_of
+from rest_deploy.report import selftest
 from rest_deploy.report.engine import fit_lines, provider_lines
 from rest_deploy.runtime.classifier import Prediction
 from rest_deploy.signature import Output
@@ -201,6 +202,7 @@ def _describe_build(build: Build) -> list[str]:
             f"  {'calibration':<13} recipe {build.recipe}, table sha256 {build.table_sha256[:12]}"
         )
     lines += [f"  {'8-bit sums':<13} {words}" for words in sums(build)]
+    lines.append(f"  {'self-test':<13} {selftest.line(build)}")
     if build.gate is None:
         return [*lines, f"  {'gate':<13} switched off (--no-gate)"]
     worst = "; ".join(f"{check.name} {check.value:.3g}" for check in build.gate.checks)

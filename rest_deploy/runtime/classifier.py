@@ -62,6 +62,7 @@ class Classifier:
         specialize: ShapeLimits | None = None,
         gpu: GpuOptions | None = None,
         trust: str | Path | None = None,
+        selftest: bool = True,
     ) -> Classifier:
         """See `Session.open`."""
         return cls(
@@ -73,6 +74,7 @@ class Classifier:
                 specialize=specialize,
                 gpu=gpu,
                 trust=trust,
+                selftest=selftest,
             )
         )
 

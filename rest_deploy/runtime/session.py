@@ -17,6 +17,7 @@ from rest_deploy.engine.openvino import metadata_json
 from rest_deploy.errors import ArtifactError, InputError
 from rest_deploy.layout import layout_of
 from rest_deploy.preprocess import feed
+from rest_deploy.runtime.arrival import Arrival
 from rest_deploy.runtime.backend import backend_for, open_openvino
 from rest_deploy.runtime.provider import provider_for
 from rest_deploy.runtime.specialize import ShapeLimits, SpecializingRunner
@@ -60,6 +61,7 @@ class Session:
         gpu: GpuOptions | None = None,
         trust: str | Path | None = None,
         metadata: ModelMetadata | None = None,
+        selftest: bool = True,
     ) -> Session:
         """Load a model file written by rest-deploy; its sidecar, if there, must match its bytes.
 
@@ -70,10 +72,30 @@ class Session:
         usual limits, see `runtime.specialize`.
         gpu and trust: for .engine; `trust` names the export that an engine without a sidecar was
         built from, and loads it although nothing says who built it: an engine is executable code.
-        metadata: instead of the file's own.
-        Raises `ArtifactError` (missing, damaged, foreign), `MissingDependencyError`, `DeviceError`.
+        metadata: instead of the file's own. selftest: an engine that was not seen here before runs
+        its own two images first, see `runtime.arrival`; False takes it as it is.
+        Raises `ArtifactError` (missing, damaged, foreign), `SelfTestError` (answers otherwise
+        here), `MissingDependencyError`, `DeviceError`.
         """
-        path = Path(path)
+        session = cls._open(
+            Path(path), backend, provider, threads, specialize, gpu, trust, metadata
+        )
+        if selftest:
+            session._check_arrival(threads)
+        return session
+
+    @classmethod
+    def _open(
+        cls,
+        path: Path,
+        backend: str | None,
+        provider: str | None,
+        threads: int | None,
+        specialize: ShapeLimits | None,
+        gpu: GpuOptions | None,
+        trust: str | Path | None,
+        metadata: ModelMetadata | None,
+    ) -> Session:
         if not path.is_file():
             raise ArtifactError(f"no such model: {path}", hint="rest-deploy export --variant lite")
         if path.suffix == ".engine":
@@ -129,6 +151,16 @@ class Session:
             loading.check_weights(path, sidecar)
         runner = open_engine(content, flavour, options, path, here.sm)
         return cls(runner, metadata, path, sidecar)
+
+    def _check_arrival(self, threads: int | None) -> None:
+        """An engine that answers otherwise here than where it was built is closed again."""
+        try:
+            arrival = Arrival.of(self.path, self.sidecar, self.runner, threads)
+            if arrival is not None:
+                arrival.ensure()
+        except BaseException:
+            self.close()
+            raise
 
     def run(self, images: Images) -> Float32:
         """images: as `Images` -> the first output, of a classifier logits (N, num_classes).

@@ -98,6 +98,7 @@ def arguments(settings: Settings) -> list[str]:
     words += ["--drain-s", f"{settings.drain_s:g}", "--no-loading"]
     for option, value in (("--backend", settings.backend), ("--provider", settings.provider)):
         words += [option, value] if value else []
+    words += [] if settings.selftest else ["--no-selftest"]
     is_engine = settings.engine.endswith(".engine")  # which has no threads
     return words if is_engine else [*words, "--threads", str(settings.threads or 1)]
 

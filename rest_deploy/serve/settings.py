@@ -22,7 +22,8 @@ class Settings(Struct, frozen=True):
     also when decompressed. memory_mb: of all bodies held at a time. max_pixels: of an encoded
     image. max_side: of a tensor. decoders: images decoded at a time. header_s, body_s, write_s: a
     client that takes longer for them is sent away. drain_s: a stop waits so long for requests that
-    were taken. loading: whether POST /v2/repository/models/{name}/load is obeyed.
+    were taken. loading: whether POST /v2/repository/models/{name}/load is obeyed. selftest: see
+    `Session.open`.
     """
 
     engine: str
@@ -52,6 +53,7 @@ class Settings(Struct, frozen=True):
     drain_s: float = 30.0
     loading: bool = True
     log_level: str = "info"
+    selftest: bool = True
 
     def __post_init__(self) -> None:
         if self.name and not NAME.fullmatch(self.name):
@@ -104,6 +106,7 @@ class Settings(Struct, frozen=True):
             "provider": self.provider,
             "threads": None if self.engine.endswith(".engine") else self.engine_threads(),
             "trust": self.trust,
+            "selftest": self.selftest,
         }
 
 

@@ -47,7 +47,8 @@ class Wishes(Struct, frozen=True):
     sizes: (height, width) in pixels, warmed up; the ensemble prepares images at the first.
     max_delay_ms: that a request waits for others; timeout_ms: in the queue at most, 0 for ever.
     queue: requests waiting at most, 0 for any number. threads: of one instance, None for the
-    backend's own choice. preprocessors: processes that decode images.
+    backend's own choice. preprocessors: processes that decode images. selftest: of the Python
+    backend, see `Session.open`; Triton's own backends run none.
     """
 
     name: str = ""
@@ -60,6 +61,7 @@ class Wishes(Struct, frozen=True):
     threads: int | None = None
     sizes: tuple[tuple[int, int], ...] = ()
     ensemble: bool = True
+    selftest: bool = True
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,10 @@ def models(source: Source, wishes: Wishes) -> list[Model]:
             f"Triton's openvino backend would warm up at {shapes(source, wishes)[0]}, after which "
             "OpenVINO answers larger images wrong (docs/openvino.md)",
             hint=f"name a size of at least {LEAST_FIRST} first, or --backend python",
+        )
+    if source.backend != "python" and not wishes.selftest:
+        raise InputError(
+            f"--no-selftest is for --backend python; Triton's {source.backend} backend runs none"
         )
     if source.backend == "tensorrt" and wishes.threads is not None:
         raise InputError("--threads is for engines on a CPU; TensorRT runs on a GPU")
@@ -209,6 +215,7 @@ def _parameters(source: Source, wishes: Wishes, file: str) -> dict[str, Paramete
     match source.backend:
         case "python":
             values = {"engine": file, "engine_sha256": source.sha256, "threads": threads}
+            values |= {} if wishes.selftest else {"selftest": "off"}
         case "onnxruntime":
             values = {"intra_op_thread_count": threads}
         case "openvino":

@@ -49,7 +49,10 @@ class EngineModel:
             )
         threads = config.parameter("threads")
         self._session = Session.open(
-            engine, threads=int(threads) if threads else None, gpu=_gpu(engine, args)
+            engine,
+            threads=int(threads) if threads else None,
+            gpu=_gpu(engine, args),
+            selftest=config.parameter("selftest") != "off",
         )
         self._session.warm_up(warm_shapes(config.model_warmup))
 

@@ -184,7 +184,11 @@ def _onnx(path: Path, wanted: str) -> Source:
     # The provider of a GPU elsewhere is not needed to see what goes in and out.
     here = "onnxruntime" if installed("onnxruntime") and not for_openvino else "openvino"
     with Session.open(
-        path, backend=here, provider="cpu" if here == "onnxruntime" else None, specialize=NEVER
+        path,
+        backend=here,
+        provider="cpu" if here == "onnxruntime" else None,
+        specialize=NEVER,
+        selftest=False,  # it is for another machine
     ) as session:
         metadata = session.metadata
         (image,), answers = session.runner.inputs, session.runner.outputs

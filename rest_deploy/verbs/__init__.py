@@ -20,6 +20,7 @@ from rest_deploy.verbs.progress import Counter, Progress, silent, uncounted
 from rest_deploy.verbs.provider import ProviderWishes, check_backend
 from rest_deploy.verbs.refit import RefitReport, refit
 from rest_deploy.verbs.report import page_path
+from rest_deploy.verbs.selftest import SelfTestReport, selftest
 from rest_deploy.verbs.sensitivity import SensitivityReport, sensitivity
 from rest_deploy.verbs.trial import Trial
 from rest_deploy.verbs.variants import VariantRow, VariantTable, variants
@@ -42,6 +43,7 @@ __all__ = [
     "ProviderWishes",
     "RefitReport",
     "Request",
+    "SelfTestReport",
     "SensitivityReport",
     "Trial",
     "VariantRow",
@@ -63,6 +65,7 @@ __all__ = [
     "profile",
     "quantize",
     "refit",
+    "selftest",
     "sensitivity",
     "silent",
     "uncounted",

@@ -23,7 +23,7 @@ from rest_deploy.engine.tensorrt import MODULES as FLAVOURS
 from rest_deploy.errors import require
 from rest_deploy.quant.receipt import Measured
 from rest_deploy.runtime.session import Session
-from rest_deploy.verbs import engine, openvino, provider, saturation
+from rest_deploy.verbs import engine, openvino, probes, provider, saturation
 from rest_deploy.verbs.calibrate import CalibrationReport
 from rest_deploy.verbs.gate import gate_data
 from rest_deploy.verbs.judge import ITSELF, Judge, on_gpu
@@ -186,7 +186,7 @@ def _build(
         if planned is not None:
             key = engine.cache_key(planned, sha256_file(staged), made, request)
             ready = engine.cached(target, key)
-            if ready is not None and ready.build is not None:
+            if ready is not None and ready.build is not None and ready.build.site is not None:
                 return _report(target, ready, ready.build, source, made, choice, started, warnings,
                                cached=True)  # fmt: skip
         elif route is not None:
@@ -201,22 +201,21 @@ def _build(
         elif choice is not None:
             kinds = obtained(staged)
             warnings += provider.shortfall(made, kinds, request, choice.backend)
-        result, gated, judge, cause = None, "", None, ""
+        result, gated, judge, cause, infer = None, "", None, "", None
+        if route is not None:
+            infer = provider.infer(route, staged, options, metadata)
+        elif on_openvino:
+            infer = openvino.infer(staged, precision, metadata)
+        where = route.backend if route else openvino.ON if on_openvino else ""
         if data is not None:
             if made.proof is not made.model:
                 ir.save(made.proof, proof)
             with step(progress, f"compared with the reference on {len(data.images)} images"):
                 used = proof if made.proof is not made.model else staged
-                infer = None
-                if route is not None:
-                    infer = provider.infer(route, staged, options, metadata)
-                elif on_openvino:
-                    infer = openvino.infer(staged, precision, metadata)
                 judge = Judge.of(source, data, request, made, staged, used)
                 result = judge.graph(staged, used, infer)
                 if on_openvino:
                     result = openvino.also_fixed(judge, result, staged, precision)
-                where = route.backend if route else openvino.ON if on_openvino else ""
                 gated = _gated(made, planned is not None, where)
                 if planned is None:
                     runs_on = where or "onnxruntime/cpu"
@@ -236,6 +235,10 @@ def _build(
                 else:
                     result, gated = on_engine, ITSELF
                     gate.enforce(on_engine, target.name)
+            tested = probes.of_engine(source, request, proved.engine, proved.fit, staged)
+        else:
+            shapes = provided.profiles if provided else ()
+            tested = probes.of_file(source, request, staged, infer, where, shapes)
         built = Build(
             precision=request.precision,
             backend=GRAPH_ONLY if choice is None else choice.backend,
@@ -253,6 +256,8 @@ def _build(
             provider=route.provider.name if route else "",
             through=provided,
             sums=made.sums if planned is None else (),
+            site=tested.site,
+            selftest=tested.selftest,
         )
         sidecar = Sidecar(
             schema=1,

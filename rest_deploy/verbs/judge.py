@@ -15,7 +15,9 @@ from rest_deploy.contracts import (
     EngineFit,
     GateBounds,
     GateResult,
+    ModelCard,
     ModelMetadata,
+    Precision,
     Profile,
     Sums,
 )
@@ -149,15 +151,19 @@ class Judge:
         )
 
     def _bounds(self) -> GateBounds:
-        card = self.source.metadata.card
-        if self.request.precision != "fp32":
-            return card.gate.of(self.request.precision)
-        # No precision is given up: the bounds of an export.
-        return msgspec.structs.replace(
-            card.gate.fp16,
-            relative_error=card.parity.relative_error,
-            relative_error_fresh=card.parity.relative_error_fresh,
-        )
+        return bounds_for(self.source.metadata.card, self.request.precision)
+
+
+def bounds_for(card: ModelCard, precision: Precision) -> GateBounds:
+    """What an engine of that precision is held to."""
+    if precision != "fp32":
+        return card.gate.of(precision)
+    # No precision is given up: the bounds of an export.
+    return msgspec.structs.replace(
+        card.gate.fp16,
+        relative_error=card.parity.relative_error,
+        relative_error_fresh=card.parity.relative_error_fresh,
+    )
 
 
 def on_gpu(
@@ -167,6 +173,20 @@ def on_gpu(
 
     staged: where it is now. Raises `DeviceError` when it could be run and the GPU refuses.
     """
+    opened = on_this_gpu(engine, fit, staged, metadata)
+    if isinstance(opened, str):
+        return opened
+    with opened as session:
+        try:
+            return judge.engine(session)
+        except ShapeError as error:
+            return error.message
+
+
+def on_this_gpu(
+    engine: bytes, fit: EngineFit, staged: Path, metadata: ModelMetadata
+) -> Session | str:
+    """The engine opened, or why it cannot be run on this machine. Raises `DeviceError`."""
     if "strip-weights" in fit.options:
         return "it has no weights until it is refitted"
     try:
@@ -175,12 +195,7 @@ def on_gpu(
     except RestDeployError as error:
         return error.message.replace(str(staged), "it")
     options = GpuOptions(graphs=0)  # every batch once: nothing to capture for
-    runner = TensorRtRunner(engine, fit.flavour, cuda, options)
-    with Session(runner, metadata, staged, None) as session:
-        try:
-            return judge.engine(session)
-        except ShapeError as error:
-            return error.message
+    return Session(TensorRtRunner(engine, fit.flavour, cuda, options), metadata, staged, None)
 
 
 def answers_of(session: Session, images: Float32) -> dict[str, npt.NDArray[np.floating]]:

@@ -28,6 +28,7 @@ from rest_deploy.runtime.cuda import open_cuda
 from rest_deploy.runtime.refit import refit as replace_weights
 from rest_deploy.runtime.session import Session
 from rest_deploy.signature import kinds_of
+from rest_deploy.verbs import probes
 from rest_deploy.verbs.export import export
 from rest_deploy.verbs.gate import GATE_IMAGES, gate_data
 from rest_deploy.verbs.judge import ITSELF, Judge, on_gpu
@@ -57,6 +58,7 @@ class _Refitted:
     source_sha256: str
     gate: GateResult | None
     gated: str
+    tested: probes.Tested
 
 
 def refit(
@@ -109,8 +111,9 @@ def refit(
             options=_refitted_options(build.fit.options),
         )
         built = msgspec.structs.replace(
-            build, fit=fit, source_sha256=done.source_sha256, gate=done.gate, gated=done.gated
-        )
+            build, fit=fit, source_sha256=done.source_sha256, gate=done.gate, gated=done.gated,
+            site=done.tested.site, selftest=done.tested.selftest,
+        )  # fmt: skip
         published = msgspec.structs.replace(
             sidecar,
             file=target.name,
@@ -216,9 +219,9 @@ def _refitted(
         engine_bytes = replace_weights(content, fit.flavour, graph.read_bytes(), open_cuda())
     metadata = msgspec.structs.replace(exported.metadata, labels=_labels(old, exported.metadata))
     result, gated = None, ""
+    whole = msgspec.structs.replace(fit, options=_refitted_options(fit.options))
     if judge is not None:
         with step(progress, "compared the engine itself with the reference"):
-            whole = msgspec.structs.replace(fit, options=_refitted_options(fit.options))
             ran = on_gpu(engine_bytes, whole, folder / sidecar.file, metadata, judge)
         if isinstance(ran, str):
             raise InputError(f"the gate cannot run the refitted engine: {ran}", hint="--no-gate")
@@ -231,6 +234,7 @@ def _refitted(
         source_sha256=sha256_file(Path(exported.path)),
         gate=result,
         gated=gated,
+        tested=probes.of_engine(source, request, engine_bytes, whole, folder / sidecar.file),
     )
 
 

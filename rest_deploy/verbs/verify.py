@@ -156,14 +156,16 @@ def open_session(
     provider: str | None = None,
     backend: str | None = None,
 ) -> Session:
-    """The named model, or the newest export of the workspace."""
+    """The named model, or the newest export of the workspace. What it answers is about to be
+    measured: its self-test need not."""
     from rest_deploy.runtime.session import Session
     from rest_deploy.runtime.specialize import NEVER
 
     found = model or newest(workspace, ".onnx")
     return Session.open(
-        found, backend=backend, provider=provider, threads=threads, specialize=NEVER
-    )
+        found, backend=backend, provider=provider, threads=threads, specialize=NEVER,
+        selftest=False,
+    )  # fmt: skip
 
 
 def _parity_images(images: Path | None, session: Session) -> tuple[Callable[[Case], Float32], str]:

@@ -15,8 +15,8 @@ import rest_deploy
 PACKAGE = Path(rest_deploy.__file__).parent
 
 STAGES = (
-    *("errors", "stored", "machine", "proofs", "architecture", "signature", "contracts"),
-    "layout",
+    *("errors", "stored", "machine", "proofs", "selftest", "architecture", "signature"),
+    *("contracts", "layout"),
     *("artifact", "cards"),
     *("preprocess", "photos", "model", "graph", "quant", "cuda_driver", "engine", "runtime"),
     *("verify", "bench", "serve", "embed", "packages", "doctor", "verbs", "report", "api"),

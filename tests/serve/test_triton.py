@@ -107,6 +107,16 @@ def test_python(exported_nano: Path, root: Path) -> None:
     assert config.parameter("threads") == "2"
     assert config.parameter("engine_sha256") == sha256_file(exported_nano)
     assert read_sidecar(folder / "rest_nano.onnx") == read_sidecar(exported_nano)
+    assert config.parameter("selftest") == ""
+
+
+@needs_schema
+def test_without_the_self_test(exported_nano: Path, root: Path) -> None:
+    wishes = Wishes(threads=2, selftest=False)
+    with pytest.raises(InputError, match="Triton's onnxruntime backend runs none"):
+        write(exported_nano, root, wishes, backend="onnxruntime")
+    write(exported_nano, root, wishes, backend="python")
+    assert read(root, "rest_nano").parameter("selftest") == "off"
 
 
 @needs_schema

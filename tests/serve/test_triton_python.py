@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -19,7 +20,7 @@ from rest_deploy.runtime.classifier import Classifier
 from rest_deploy.runtime.session import Session
 from rest_deploy.serve import triton, triton_python
 from rest_deploy.serve.triton_check import CONFIG_FILE
-from rest_deploy.serve.triton_config import ModelConfig
+from rest_deploy.serve.triton_config import ModelConfig, Parameter
 from rest_deploy.serve.triton_models import IMAGE_BYTES, Wishes, models
 from rest_deploy.serve.triton_python import (
     EngineModel,
@@ -96,10 +97,15 @@ def test_it_is_warmed_up_at_the_sizes(
     assert seen == warm_shapes(configs(trained_nano)["m"].model_warmup)
 
 
-def test_threads_are_the_configurations(
-    repository: Path, trained_nano: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("selftest", [True, False])
+def test_threads_and_selftest_are_the_configurations(
+    repository: Path, trained_nano: Path, monkeypatch: pytest.MonkeyPatch, *, selftest: bool
 ) -> None:
-    arguments_ = arguments(repository, configs(trained_nano)["m"])
+    config = configs(trained_nano)["m"]
+    if not selftest:
+        more = {**config.parameters, "selftest": Parameter(string_value="off")}
+        config = msgspec.structs.replace(config, parameters=more)
+    arguments_ = arguments(repository, config)
     asked: dict[str, Any] = {}
 
     def refuse(path: Path, **options: Any) -> Session:
@@ -109,7 +115,8 @@ def test_threads_are_the_configurations(
     monkeypatch.setattr(Session, "open", refuse)
     with pytest.raises(ArtifactError, match="stop"):
         EngineModel().initialize(arguments_)
-    assert asked == {"threads": 1, "gpu": None, "path": repository / "m/1/rest_nano.onnx"}
+    path = repository / "m/1/rest_nano.onnx"
+    assert asked == {"threads": 1, "gpu": None, "path": path, "selftest": selftest}
 
 
 def test_an_engine_that_was_replaced(
