@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rest_deploy.artifact import read_sidecar, sha256_file, sidecar_path
+from rest_deploy.quant.table import CalibrationTable
 from rest_deploy.signature import OUTPUT_KINDS, InputKind
 from tests.here import here
 
@@ -43,6 +44,21 @@ def trained_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("trained")
     verbs.export("nano", output_dir=folder, checkpoint=TRAINED_WEIGHTS)
     yield from _unchanged(folder / "rest_nano.onnx")
+
+
+@pytest.fixture(scope="session")
+def nano_table(trained_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> CalibrationTable:
+    """What the recipe int8 found in `trained_nano` on eight images."""
+    from rest_deploy.cards import load_card
+    from rest_deploy.quant.calibrate import calibrate
+    from rest_deploy.quant.dataset import open_set
+    from rest_deploy.quant.recipe import load_recipe
+    from tests.quant.test_dataset import photo_like
+
+    folder = tmp_path_factory.mktemp("set")
+    photo_like(folder, 8)
+    images = open_set(folder, load_card("nano").preprocessing)
+    return calibrate(trained_nano, images, load_recipe("int8"))
 
 
 @pytest.fixture(scope="session")
