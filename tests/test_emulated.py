@@ -58,7 +58,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Run:
         assert QEMU is not None
         ended = subprocess.run(
             [QEMU, "-cpu", CPU, "-L", below, sys.executable, *map(str, arguments)],
-            capture_output=True, text=True, check=False, cwd=ROOT, timeout=1800,
+            capture_output=True, text=True, check=False, cwd=ROOT, timeout=3600,
         )  # fmt: skip
         assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
         return ended.stdout
