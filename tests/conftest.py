@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from rest_deploy.artifact import read_sidecar, sha256_file, sidecar_path
+from rest_deploy.quant.table import CalibrationTable
 from rest_deploy.signature import OUTPUT_KINDS, InputKind
 from tests.here import here
 
@@ -23,7 +25,17 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture(scope="session")
-def exported_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def answered_once() -> Iterator[None]:
+    """See `tests.answers`. Asked for by the exports: torch is not loaded for those without one."""
+    pytest.importorskip("torch")
+    from tests import answers
+
+    with answers.once():
+        yield
+
+
+@pytest.fixture(scope="session")
+def exported_nano(answered_once: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """rest_nano.onnx with fresh weights of seed 0, its sidecar beside it: read it, or copy it."""
     pytest.importorskip("torch")
     from rest_deploy import verbs
@@ -35,7 +47,7 @@ def exported_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def trained_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def trained_nano(answered_once: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The same with the weights trained on scikit-image's photos."""
     pytest.importorskip("torch")
     from rest_deploy import verbs
@@ -46,7 +58,35 @@ def trained_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def trained_v2_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def calibrated_nano(trained_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace to copy: `trained_nano`, and what `--int8 --limit 24` calibrates, done."""
+    from rest_deploy import verbs
+
+    folder = tmp_path_factory.mktemp("calibrated") / "workspace"
+    shutil.copytree(trained_nano.parent, folder)
+    verbs.calibrate(folder / trained_nano.name, images=verbs.Images(limit=24), workspace=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def nano_table(trained_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> CalibrationTable:
+    """What the recipe int8 found in `trained_nano` on eight images."""
+    from rest_deploy.cards import load_card
+    from rest_deploy.quant.calibrate import calibrate
+    from rest_deploy.quant.dataset import open_set
+    from rest_deploy.quant.recipe import load_recipe
+    from tests.quant.test_dataset import photo_like
+
+    folder = tmp_path_factory.mktemp("set")
+    photo_like(folder, 8)
+    images = open_set(folder, load_card("nano").preprocessing)
+    return calibrate(trained_nano, images, load_recipe("int8"))
+
+
+@pytest.fixture(scope="session")
+def trained_v2_nano(
+    answered_once: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """restv2_nano.onnx, trained on the same photos."""
     pytest.importorskip("torch")
     from rest_deploy import verbs
@@ -57,13 +97,15 @@ def trained_v2_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def everything_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def everything_nano(
+    answered_once: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """Trained; gives every kind of output, from normalized images."""
     yield from _all_outputs(tmp_path_factory.mktemp("everything"), "float")
 
 
 @pytest.fixture(scope="session")
-def pixels_nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def pixels_nano(answered_once: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Trained; gives every kind of output, the embedding of unit length, from uint8 pixels."""
     yield from _all_outputs(tmp_path_factory.mktemp("pixels"), "uint8")
 

@@ -1,4 +1,4 @@
-"""What the tests run on, in a line that `make test` begins with: `python -m tests.here`."""
+"""What the tests run on: the first line of `make test`, printed by `python -m tests.here`."""
 
 from __future__ import annotations
 

@@ -8,41 +8,33 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from rest_deploy.cards import load_card
 from rest_deploy.engine.onnxruntime import kernels
 from rest_deploy.graph.unsign import unsign_activations
-from rest_deploy.machine import adds_bytes_exactly, features_for
-from rest_deploy.quant.calibrate import calibrate, quantize
-from rest_deploy.quant.dataset import open_set
-from rest_deploy.quant.recipe import load_recipe
+from rest_deploy.quant.calibrate import quantize
+from rest_deploy.quant.table import CalibrationTable
 from rest_deploy.runtime.session import Session
 from rest_deploy.verify.metrics import relative_error
 from rest_deploy.verify.parity import Case, synthetic_images
-from tests.quant.test_dataset import photo_like
 
 IMAGES = synthetic_images(Case(batch=2, height=64, width=64))
 
 
 @pytest.fixture(scope="module")
-def signed(trained_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("signed")
-    photo_like(folder / "set", 8)
-    images = open_set(folder / "set", load_card("nano").preprocessing)
-    model, _ = quantize(trained_nano, calibrate(trained_nano, images, load_recipe("int8")))
-    ir.save(model, folder / "signed.onnx")
-    return folder / "signed.onnx"
+def signed(
+    trained_nano: Path, nano_table: CalibrationTable, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    model, _ = quantize(trained_nano, nano_table)
+    path = tmp_path_factory.mktemp("signed") / "signed.onnx"
+    ir.save(model, path)
+    return path
 
 
 @pytest.fixture(scope="module")
 def unsigned(signed: Path) -> Path:
-    return unsign(signed)
-
-
-def unsign(signed: Path) -> Path:
     model = ir.load(signed)
     pairs = sum(node.op_type == "QuantizeLinear" for node in model.graph)
     assert unsign_activations(model) == pairs
-    path = signed.with_stem(signed.stem + "-unsigned")
+    path = signed.with_stem("unsigned")
     ir.save(model, path)
     return path
 
@@ -54,26 +46,6 @@ def as_written(path: Path) -> npt.NDArray[np.generic]:
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     (image,) = session.get_inputs()
     return np.asarray(session.run(None, {image.name: IMAGES})[0])
-
-
-def of_seven_bits(path: Path) -> Path:
-    """A copy whose weights are halved, their scales doubled: 2 * 255 * 64 fits in 16 bits, so that
-    no CPU's sum of two products saturates."""
-    model = ir.load(path)
-    for node in model.graph:
-        weight = node.inputs[0] if node.op_type == "DequantizeLinear" else None
-        if weight is None or weight.const_value is None:
-            continue
-        assert weight.const_value.dtype == ir.DataType.INT8
-        scale = node.inputs[1]
-        assert scale is not None
-        assert scale.const_value is not None
-        halves = np.rint(weight.const_value.numpy() / 2).astype(np.int8)
-        weight.const_value = ir.tensor(halves, name=weight.name)
-        scale.const_value = ir.tensor(scale.const_value.numpy() * np.float32(2), name=scale.name)
-    halved = path.with_stem("seven-bits")
-    ir.save(model, halved)
-    return halved
 
 
 def test_the_same_values_on_every_cpu(signed: Path, unsigned: Path, tmp_path: Path) -> None:
@@ -101,13 +73,14 @@ def test_more_integer_kernels(signed: Path, unsigned: Path) -> None:
     assert integer(signed) < integer(unsigned)
 
 
-def test_the_integer_kernels_compute_them_too(signed: Path) -> None:
-    """With weights of 7 bits on every CPU, with all 8 where products of bytes are added exactly."""
-    exact = adds_bytes_exactly(features_for("onnxruntime"))
-    for path in (of_seven_bits(signed), *[signed] * exact):
-        expected = Session.open(path).run(IMAGES).astype(np.float64)
-        # Float kernels against integer ones: a last bit may round the next activation elsewhere.
-        assert relative_error(expected, Session.open(unsign(path)).run(IMAGES)) < 5e-3
+def test_the_integer_kernels_compute_them_too(
+    signed: Path, unsigned: Path, nano_table: CalibrationTable
+) -> None:
+    """On every CPU, since the recipe's weights are such that none saturates."""
+    assert nano_table.recipe.exact_pairs
+    expected = Session.open(signed).run(IMAGES).astype(np.float64)
+    # Float kernels against integer ones: a last bit may round the next activation elsewhere.
+    assert relative_error(expected, Session.open(unsigned).run(IMAGES)) < 5e-3
 
 
 def test_a_float_graph_is_left_alone(exported_nano: Path) -> None:
