@@ -37,6 +37,8 @@ rest_deploy_code code_of(Code code) {
     case Code::deadline:
     case Code::unavailable:
       return REST_DEPLOY_DEVICE;
+    case Code::selftest:
+      return REST_DEPLOY_SELFTEST;
     case Code::internal:
       break;
   }
@@ -101,19 +103,34 @@ Status null_argument() { return {Code::argument, "an argument is NULL"}; }
 
 extern "C" {
 
-rest_deploy_code rest_deploy_open(const char* path, int threads, int requests,
-                                  rest_deploy_session** session) {
+namespace {
+
+rest_deploy_code open(const char* path, int threads, int requests, bool selftest,
+                      rest_deploy_session** session) {
   return guarded([&]() -> Status {
     if (path == nullptr || session == nullptr) return null_argument();
     *session = nullptr;
     rest_deploy::RunnerOptions options;
     options.threads = threads;
+    options.selftest = selftest;
     if (requests != 0) options.requests = requests;
     Result<std::unique_ptr<rest_deploy::Runner>> runner = rest_deploy::open_runner(path, options);
     if (!runner) return runner.status();
     *session = new rest_deploy_session{std::move(runner.value())};
     return {};
   });
+}
+
+}  // namespace
+
+rest_deploy_code rest_deploy_open(const char* path, int threads, int requests,
+                                  rest_deploy_session** session) {
+  return open(path, threads, requests, true, session);
+}
+
+rest_deploy_code rest_deploy_open_untested(const char* path, int threads, int requests,
+                                           rest_deploy_session** session) {
+  return open(path, threads, requests, false, session);
 }
 
 void rest_deploy_close(rest_deploy_session* session) { delete session; }

@@ -1,6 +1,4 @@
 // OpenVINO on CPUs; the same guards as rest_deploy/engine/openvino.py.
-#include <sched.h>
-
 #include <algorithm>
 #include <map>
 #include <numeric>
@@ -8,7 +6,9 @@
 #include <openvino/openvino.hpp>
 
 #include "backends.h"
+#include "machine.h"
 #include "openvino_requests.h"
+#include "selftest.h"
 
 namespace rest_deploy {
 namespace {
@@ -38,12 +38,6 @@ std::string why(const std::exception& error) {
     }
   }
   return text.substr(0, 300);
-}
-
-int cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
 bool computes_bf16() {
@@ -274,7 +268,13 @@ Result<std::unique_ptr<Runner>> open_openvino(const std::string& path, const Sid
                            "compute in float32 instead",
                     "rest-deploy build-engine --backend openvino without --bf16");
     }
-    return std::unique_ptr<Runner>(new OpenVinoRunner(path, sidecar, options, bf16));
+    std::unique_ptr<Runner> runner(new OpenVinoRunner(path, sidecar, options, bf16));
+    if (options.selftest) {
+      const Site here =
+          site_here(runner->name(), ov::get_openvino_version().buildNumber, options.threads);
+      if (Status status = check_arrival(path, sidecar, *runner, here); !status.ok()) return status;
+    }
+    return runner;
   } catch (const std::bad_alloc&) {
     throw;
   } catch (const std::exception& error) {

@@ -1,10 +1,12 @@
 #include "sidecar.h"
 
 #include <cmath>
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
 
+#include "selftest.h"
 #include "sha256.h"
 
 namespace rest_deploy {
@@ -15,6 +17,7 @@ using Json = nlohmann::json;
 // So that no shape overflows, whatever a damaged file says.
 constexpr std::size_t kMostChannels = 1 << 24;
 constexpr std::size_t kLargestStride = 1 << 10;
+constexpr std::size_t kMostProbed = 4096;
 
 bool ends_with(std::string_view text, std::string_view tail) {
   return text.size() >= tail.size() && text.substr(text.size() - tail.size()) == tail;
@@ -134,6 +137,57 @@ EngineFit fit_of(const Json& json) {
   return fit;
 }
 
+bool there(const Json& object, const char* name) {
+  return object.contains(name) && !object.at(name).is_null();
+}
+
+Site site_of(const Json& json) {
+  return {json.at("cpu").get<std::string>(),
+          json.at("features").get<std::vector<std::string>>(),
+          json.at("backend").get<std::string>(),
+          json.at("version").get<std::string>(),
+          json.at("threads").get<std::string>(),
+          text_or_empty(json, "gpu"),
+          text_or_empty(json, "driver")};
+}
+
+// Little-endian float32 in base64.
+std::vector<float> floats_of(const std::string& text) {
+  std::string bytes;
+  if (!from_base64(text, bytes) || bytes.size() % sizeof(float) != 0) {
+    throw std::invalid_argument("the answers in its self-test are no numbers");
+  }
+  std::vector<float> values;
+  for (std::size_t i = 0; i < bytes.size(); i += sizeof(float)) {
+    std::uint32_t bits = 0;
+    for (std::size_t k = 0; k < sizeof bits; ++k) {
+      bits |= static_cast<std::uint32_t>(static_cast<unsigned char>(bytes[i + k])) << 8 * k;
+    }
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    values.push_back(value);
+  }
+  return values;
+}
+
+SelfTest selftest_of(const Json& json) {
+  SelfTest test;
+  test.probes = json.at("probes").get<std::vector<std::string>>();
+  test.reference = json.at("reference").get<std::string>();
+  test.batch = json.value("batch", std::size_t{1});
+  for (const Json& one : json.at("expected")) {
+    Expected expected{one.at("name").get<std::string>(),
+                      floats_of(one.at("values").get<std::string>()),
+                      one.at("bound").get<double>(), std::nullopt};
+    if (there(one, "built")) expected.built = one.at("built").get<double>();
+    test.expected.push_back(std::move(expected));
+  }
+  if (test.batch < 1 || test.batch > kMostProbed) {
+    throw std::invalid_argument("its self-test asks for a batch of " + std::to_string(test.batch));
+  }
+  return test;
+}
+
 Sidecar sidecar_of(const Json& json) {
   Sidecar sidecar;
   if (json.at("schema").get<int>() != 1) throw std::invalid_argument("its schema is not 1");
@@ -143,12 +197,15 @@ Sidecar sidecar_of(const Json& json) {
   sidecar.command = json.at("command").get<std::string>();
   sidecar.metadata = metadata_of(json.at("metadata"));
   sidecar.metadata.sha256 = sidecar.sha256;
-  if (json.contains("build") && !json.at("build").is_null()) {
+  if (there(json, "build")) {
     const Json& build = json.at("build");
     sidecar.backend = build.at("backend").get<std::string>();
     sidecar.precision = build.at("precision").get<std::string>();
     sidecar.rest = text_or_empty(build, "rest");
-    if (build.contains("fit") && !build.at("fit").is_null()) sidecar.fit = fit_of(build.at("fit"));
+    if (there(build, "fit")) sidecar.fit = fit_of(build.at("fit"));
+    sidecar.gated = there(build, "gate");
+    if (there(build, "site")) sidecar.site = site_of(build.at("site"));
+    if (there(build, "selftest")) sidecar.selftest = selftest_of(build.at("selftest"));
   }
   return sidecar;
 }
@@ -175,7 +232,9 @@ Result<std::string> read_text(const std::string& path) {
 
 Result<Sidecar> parse_sidecar(std::string_view text, const std::string& path) {
   try {
-    return sidecar_of(Json::parse(text));
+    Sidecar sidecar = sidecar_of(Json::parse(text));
+    sidecar.text_sha256 = sha256(text);
+    return sidecar;
   } catch (const std::bad_alloc&) {
     throw;
   } catch (const std::exception& error) {  // of the JSON library, or ours above

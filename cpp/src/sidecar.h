@@ -21,6 +21,33 @@ struct EngineFit {
   std::map<std::string, std::string> options;
 };
 
+// Where an engine runs: all of a machine that decides its kernels (rest_deploy/selftest.py).
+struct Site {
+  std::string cpu;
+  std::vector<std::string> features;
+  std::string backend;
+  std::string version;
+  std::string threads;  // one or several
+  std::string gpu;      // compute capability, "" on a CPU
+  std::string driver;   // newest CUDA of it
+};
+
+// Of one output. values: probes x channels, of a map the mean of each channel.
+struct Expected {
+  std::string name;
+  std::vector<float> values;
+  double bound = 0;
+  std::optional<double> built;  // error where it was built
+};
+
+// What an engine carries to check itself where it arrives.
+struct SelfTest {
+  std::vector<std::string> probes;  // PNG files in base64
+  std::vector<Expected> expected;
+  std::string reference;
+  std::size_t batch = 1;
+};
+
 struct Sidecar {
   std::string kind;  // onnx or engine
   std::string sha256;
@@ -32,6 +59,10 @@ struct Sidecar {
   std::string precision;
   std::string rest;  // what the unquantized part of an 8-bit graph computes in
   std::optional<EngineFit> fit;
+  bool gated = false;  // it passed the accuracy gate
+  std::optional<Site> site;
+  std::optional<SelfTest> selftest;
+  std::string text_sha256;  // of the sidecar itself
 };
 
 // Of JSON text. `path` is for messages. Code::artifact for what is malformed.

@@ -11,6 +11,7 @@
 #include "cuda_memory.h"
 #include "engine_fit.h"
 #include "half.h"
+#include "selftest.h"
 #include "sha256.h"
 #include "tensorrt_dims.h"
 
@@ -367,7 +368,15 @@ Result<std::unique_ptr<Runner>> open_tensorrt(const std::string& path, const Sid
     return Status(Code::artifact, path + " was replaced while it was read", sidecar.command);
   }
   try {
-    return std::unique_ptr<Runner>(new TensorRtRunner(path, sidecar, options, engine.value()));
+    std::unique_ptr<Runner> runner(new TensorRtRunner(path, sidecar, options, engine.value()));
+    if (options.selftest) {
+      const Here& found = here.value();
+      const Site site = site_here(found.flavour + "/cuda", found.version, 0, found.sm,
+                                  std::to_string(found.cuda_major) + "." +
+                                      std::to_string(found.cuda_minor));
+      if (Status status = check_arrival(path, sidecar, *runner, site); !status.ok()) return status;
+    }
+    return runner;
   } catch (const std::bad_alloc&) {
     throw;
   } catch (const CudaError& error) {

@@ -5,7 +5,8 @@
 FOLDER/cases.txt has one case a line, fields separated by tabs: batch, height, width, the file of
 the normalized images and the file of the logits, both raw float32. FOLDER/floats and FOLDER/pixels
 have the same of a model with every output, all.onnx: a file for each, in the model's order; the
-images of the latter are raw uint8 (N, H, W, 3).
+images of the latter are raw uint8 (N, H, W, 3). FOLDER/engine has an engine with a self-test, which
+Python's session passed here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from rest_deploy import verbs
 from rest_deploy.artifact import read_sidecar, sidecar_path
 from rest_deploy.errors import ArtifactError, RestDeployError
+from rest_deploy.runtime.provider import default_cache
 from rest_deploy.runtime.session import Session
 from rest_deploy.runtime.specialize import NEVER
 from rest_deploy.signature import OUTPUT_KINDS, InputKind
@@ -42,6 +44,15 @@ def exported(folder: Path, name: str, **options: Any) -> Path:
         shutil.copyfile(report.path, model)
         shutil.copyfile(sidecar_path(Path(report.path)), sidecar_path(model))
     return model
+
+
+def built(export: Path, folder: Path) -> None:
+    """An engine, built anew: its self-test is of this package."""
+    request = verbs.Request(precision="fp32", gate_images=16)
+    verbs.build_engine(export, request, workspace=folder, backend="openvino")
+    (engine,) = folder.glob("*.openvino.onnx")
+    shutil.rmtree(default_cache(engine), ignore_errors=True)
+    Session.open(engine, specialize=NEVER).close()
 
 
 def answered(model: Path, folder: Path) -> None:
@@ -67,7 +78,9 @@ def answered(model: Path, folder: Path) -> None:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    answered(exported(folder, "rest_nano.onnx"), folder)
+    model = exported(folder, "rest_nano.onnx")
+    answered(model, folder)
+    built(model, folder / "engine")
     kinds: tuple[tuple[str, InputKind], ...] = (("floats", "float"), ("pixels", "uint8"))
     for name, kind in kinds:
         place = folder / name

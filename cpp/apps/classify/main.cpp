@@ -20,8 +20,9 @@ constexpr const char* kUsage =
     "  --fixed      compile for single images of the card's size too: slower start, faster runs\n"
     "  --threads N  of one inference; 0: all cores (0)\n"
     "  --device N   number of the GPU, for an .engine (0)\n"
+    "  --no-selftest  open the engine without asking whether it answers here as where it was built\n"
     "  --json       one JSON object instead of text\n"
-    "exit codes: 0 done, 2 wrong command line, 3 bad model or image, 4 something is missing here\n";
+    "exit codes: 0 done, 1 self-test failed, 2 wrong command line, 3 bad model or image, 4 something is missing here\n";
 
 using Clock = std::chrono::steady_clock;
 
@@ -135,6 +136,7 @@ int main(int argc, char** argv) {
   options.device = static_cast<int>(arguments.number("--device", 0, 0, 255));
   options.requests = 1;
   if (arguments.flag("--fixed")) options.fixed_batches = {1};
+  options.selftest = !arguments.flag("--no-selftest");
   const std::vector<std::string>& words = arguments.rest();
   if (!arguments.error().empty() || words.size() < 2) {
     const std::string error = arguments.error();

@@ -29,6 +29,7 @@ constexpr const char* kUsage =
     "  --threads N          of one call of the engine; 0: all cores (0)\n"
     "  --fixed              compile for full batches and for single images of the card's size too\n"
     "  --device N           number of the GPU, for an .engine (0)\n"
+    "  --no-selftest        do not ask whether the engine answers here as where it was built\n"
     "exit codes: 0 done, 2 wrong command line, 3 bad model, 4 something is missing here,\n"
     "            5 the address cannot be listened on\n";
 
@@ -61,6 +62,7 @@ std::string read_settings(apps::Arguments& arguments, Settings& settings) {
   settings.runner.requests = settings.batcher.instances;
   settings.runner.threads = static_cast<int>(number("--threads", 0, 0, 1024));
   settings.runner.device = static_cast<int>(number("--device", 0, 0, 255));
+  settings.runner.selftest = !arguments.flag("--no-selftest");
   settings.runner.fixed_batches =
       arguments.flag("--fixed") ? std::vector<std::size_t>{1, settings.batcher.max_batch}
                                 : std::vector<std::size_t>{};

@@ -77,6 +77,7 @@ int http_status(Code code) {
     case Code::artifact:
     case Code::missing:
     case Code::device:
+    case Code::selftest:
     case Code::internal:
       break;
   }

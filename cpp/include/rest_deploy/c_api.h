@@ -26,7 +26,8 @@ typedef enum rest_deploy_code {
   REST_DEPLOY_MISSING = 5,     /* a backend or device is not here */
   REST_DEPLOY_DEVICE = 6,      /* the device failed */
   REST_DEPLOY_NO_MEMORY = 7,
-  REST_DEPLOY_INTERNAL = 8
+  REST_DEPLOY_INTERNAL = 8,
+  REST_DEPLOY_SELFTEST = 9     /* an engine answers otherwise here than where it was built */
 } rest_deploy_code;
 
 /* A loaded model. */
@@ -36,6 +37,11 @@ typedef struct rest_deploy_session rest_deploy_session;
  * *session is the caller's, to be closed. */
 REST_DEPLOY_API rest_deploy_code rest_deploy_open(const char* path, int threads, int requests,
                                                   rest_deploy_session** session);
+
+/* The same, without asking whether the engine answers here as where it was built. */
+REST_DEPLOY_API rest_deploy_code rest_deploy_open_untested(const char* path, int threads,
+                                                           int requests,
+                                                           rest_deploy_session** session);
 
 /* NULL is allowed. */
 REST_DEPLOY_API void rest_deploy_close(rest_deploy_session* session);

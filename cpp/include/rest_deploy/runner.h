@@ -134,12 +134,16 @@ struct RunnerOptions {
   std::vector<std::size_t> fixed_batches;
   // TensorRT: number of the GPU.
   int device = 0;
+  // An engine that was not seen on this machine runs its own two images first and is refused where
+  // it answers otherwise than where it was built; what passed is remembered in FILE.cache.
+  bool selftest = true;
 };
 
 // By path of FILE.onnx (OpenVINO) or FILE.engine (TensorRT), with its sidecar FILE.onnx.json beside
 // it, whose hashes have to be the file's. Code::artifact for what is damaged, foreign or built for
 // elsewhere, Code::missing for a backend that this library was built without or a device that is not
-// here, Code::argument for options out of range.
+// here, Code::selftest for an engine that answers otherwise here, Code::argument for options out of
+// range.
 REST_DEPLOY_API Result<std::unique_ptr<Runner>> open_runner(const std::string& path,
                                                             const RunnerOptions& options = {});
 

@@ -22,6 +22,7 @@ enum class Code {
   deadline,     // the answer was not there in time
   unavailable,  // closed, or about to be
   internal,     // a bug of this library
+  selftest,     // an engine answers otherwise on this machine than where it was built
 };
 
 // `message` says what arrived and what was expected, `hint` what mends it (may be empty).
@@ -45,11 +46,14 @@ class [[nodiscard]] Status {
   std::string hint_;
 };
 
-// Of a process, the same as rest-deploy's Python commands: 0, 3 bad input, 4 missing, 6 internal.
+// Of a process, the same as rest-deploy's Python commands: 0, 1 a check failed, 3 bad input, 4
+// missing, 6 internal.
 constexpr int exit_code(Code code) noexcept {
   switch (code) {
     case Code::ok:
       return 0;
+    case Code::selftest:
+      return 1;
     case Code::argument:
     case Code::artifact:
     case Code::image:
