@@ -86,7 +86,8 @@ def test_int8(workspace: Path, photo: Path) -> None:
         "verify", engine, *words, "--backend", "onnxruntime"
     )
     assert len(json.loads(done("predict", engine, photo, "--json"))["images"]) == 1
-    assert [path.suffix for path in engine.with_name(f"{engine.name}.cache").iterdir()] == [".blob"]
+    kept = engine.with_name(f"{engine.name}.cache")
+    assert {path.suffix for path in kept.iterdir()} == {".blob", ".json"}, "and its self-tests"
 
 
 @pytest.mark.slow
@@ -188,6 +189,7 @@ def test_a_gate_that_fails_publishes_nothing(
 def test_without_openvino(workspace: Path, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done("build-engine", "--fp32", *OV, "--no-gate", "--workspace", workspace)
     engine = workspace / "rest_nano.fp32.openvino.onnx"
+    done("predict", engine, photo, "--backend", "onnxruntime")  # it remembers its self-test there
     for module in (errors, backend, backends):
         monkeypatch.setattr(module, "installed", lambda name: name == "onnxruntime")
     with untouched(workspace):
