@@ -40,7 +40,7 @@ CLASSES = 10
 COMMANDS = (
     "bench", "build-engine", "calibrate", "compare", "deploy", "doctor", "embed", "export",
     "inspect", "k8s", "lint", "predict", "profile", "quantize", "ray-serve", "refit", "report",
-    "sensitivity", "serve", "triton-check", "triton-repo", "variants", "verify",
+    "selftest", "sensitivity", "serve", "triton-check", "triton-repo", "variants", "verify",
 )  # fmt: skip
 HEAVY = {"torch", "onnxruntime", "onnx", "onnxscript", "numpy", "PIL", "safetensors"}
 
@@ -663,7 +663,7 @@ def test_sizes_below_the_smallest(exported_nano: Path, value: str) -> None:
 def test_verify_json(exported_nano: Path) -> None:
     options = ("--sizes", "32,40x70", "--batches", "1,2", "--json")
     report = json.loads(done("verify", exported_nano, *options))
-    assert set(report) == {"model", "backend", "reference", "inputs", "results"}
+    assert set(report) == {"model", "backend", "reference", "inputs", "results", "cause"}
     assert report["reference"] == "float64"
     cases = [tuple(result["case"].values()) for result in report["results"]]
     assert cases == [(1, 32, 32), (2, 32, 32), (1, 40, 70), (2, 40, 70)]

@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnxruntime
 import pytest
@@ -15,6 +16,7 @@ from rest_deploy.artifact import Sidecar, read_sidecar
 from rest_deploy.contracts import Build, ProviderFit
 from rest_deploy.engine.placement import Placement
 from rest_deploy.engine.providers import PROVIDERS
+from rest_deploy.runtime import site
 from rest_deploy.verbs import provider
 from tests.test_cli import done, refused, run, untouched
 
@@ -42,7 +44,10 @@ def photo(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of the providers are the CPU's."""
+    """Two of the providers are the CPU's, beside a GPU that is not asked to compute."""
+    gpu = SimpleNamespace(compute_capability=(9, 0))
+    driver = SimpleNamespace(gpu=lambda _ordinal: gpu, cuda_version=lambda: (13, 0))
+    monkeypatch.setattr(site, "Driver", lambda: driver)
     for name in ("cuda", "tensorrt"):
         monkeypatch.setitem(PROVIDERS, name, replace(PROVIDERS[name], ort_name=CPU))
     monkeypatch.setattr(provider, "check_provider", lambda _name: None)

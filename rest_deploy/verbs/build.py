@@ -238,7 +238,9 @@ def _build(
             tested = probes.of_engine(source, request, proved.engine, proved.fit, staged)
         else:
             shapes = provided.profiles if provided else ()
-            tested = probes.of_file(source, request, staged, infer, where, shapes)
+            tested = probes.of_file(
+                source, request, staged, infer, where, shapes, typed=made.proof is not made.model
+            )
         built = Build(
             precision=request.precision,
             backend=GRAPH_ONLY if choice is None else choice.backend,
