@@ -47,7 +47,8 @@ def remembering(ask: Ask) -> Ask:
 def _key(reference: Reference, images: npt.NDArray[np.float32]) -> str:
     """Of everything that an answer depends on, values of weights and pixels among it."""
     module = reference._module
-    found = hashlib.sha256(f"{module} {reference.names} {reference.precision}".encode())
+    outputs = getattr(module, "outputs", reference.names)  # an embedding may be of unit length
+    found = hashlib.sha256(f"{module} {outputs} {reference.precision}".encode())
     for name, tensor in module.state_dict().items():
         found.update(f"{name} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().contiguous().numpy().tobytes())

@@ -15,6 +15,7 @@ import torch
 from rest_deploy.cards import load_card
 from rest_deploy.model.reference import Reference
 from rest_deploy.model.rest import ResT
+from rest_deploy.signature import outputs_for
 from tests import answers
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
@@ -59,6 +60,15 @@ def test_other_questions(asked: list[int]) -> None:
         next(other.head.parameters()).add_(1e-9)
     assert not np.array_equal(expected, Reference(other)(IMAGES))
     assert len(asked) == 4
+
+
+def test_another_form_of_an_output_is_another_question() -> None:
+    made = (
+        outputs_for(("embedding",), load_card("nano").architecture, 10, unit_length=unit)
+        for unit in (False, True)
+    )
+    keys = {answers._key(Reference(nano(), outputs=outputs), IMAGES) for outputs in made}
+    assert len(keys) == 2
 
 
 def test_the_oldest_goes(asked: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
