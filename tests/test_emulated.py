@@ -28,7 +28,7 @@ from tests.test_cli import done
 QEMU = shutil.which("qemu-x86_64")
 CPU = "Haswell,-hle,-rtm"
 FLAGS = "fpu sse4_1 sse4_2 avx fma avx2"
-FEW = ("--limit", "8", "--gate-images", "16")
+FEW = ("--limit", "16", "--gate-images", "16")  # fewer to calibrate on fail the gate
 ROOT = Path(__file__).parents[1]
 
 pytestmark = [
