@@ -20,7 +20,7 @@ from rest_deploy.verbs import (
     SensitivityReport,
     Trial,
 )
-from rest_deploy.verbs.judge import CLEARLY
+from rest_deploy.verbs.saturation import CLEARLY
 from rest_deploy.verify.gate import describe
 
 LISTED = 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from rest_deploy.engine.openvino import metadata_json
 from rest_deploy.errors import ArtifactError, InputError
 from rest_deploy.layout import layout_of
 from rest_deploy.preprocess import feed
+from rest_deploy.proofs import may_saturate
 from rest_deploy.runtime.arrival import Arrival
 from rest_deploy.runtime.backend import backend_for, open_openvino
 from rest_deploy.runtime.provider import provider_for
@@ -25,6 +27,8 @@ from rest_deploy.runtime.specialize import ShapeLimits, SpecializingRunner
 if TYPE_CHECKING:
     from rest_deploy.runtime.exchange import DeviceArray
     from rest_deploy.runtime.tensorrt import GpuOptions
+
+log = logging.getLogger(__name__)
 
 Float32 = npt.NDArray[np.float32]
 Images = npt.NDArray[np.generic]
@@ -153,11 +157,17 @@ class Session:
         return cls(runner, metadata, path, sidecar)
 
     def _check_arrival(self, threads: int | None) -> None:
-        """An engine that answers otherwise here than where it was built is closed again."""
+        """An engine that answers otherwise here than where it was built is closed again; of one
+        that cannot be asked, what is known against it is said."""
+        build = self.sidecar.build if self.sidecar else None
         try:
             arrival = Arrival.of(self.path, self.sidecar, self.runner, threads)
             if arrival is not None:
                 arrival.ensure()
+            elif build is not None and build.precision == "int8":
+                doubt = may_saturate(build.sums, self.runner.backend)
+                if doubt:
+                    log.warning("%s carries no self-test: %s; build it again", self.path, doubt)
         except BaseException:
             self.close()
             raise

@@ -49,7 +49,7 @@ from rest_deploy.runtime.session import Session
 from rest_deploy.verbs import saturation
 from rest_deploy.verbs.engines import Found, find
 from rest_deploy.verbs.gate import GateData, gate_data, reference_answers
-from rest_deploy.verbs.judge import CLEARLY, answers_of
+from rest_deploy.verbs.judge import answers_of
 from rest_deploy.verbs.norms import norm_errors
 from rest_deploy.verbs.progress import Counter, Progress, silent, step, uncounted
 from rest_deploy.verbs.sensitivity import last_sensitivity
@@ -361,19 +361,15 @@ def _accuracy(one: Found, data: GateData, expected: Answers) -> Accuracy:
 def _of_this_cpu(one: Found, accuracy: Accuracy, data: GateData, expected: Answers) -> list[str]:
     """A note where an INT8 engine is less accurate because of the CPU, shown by a control."""
     build = one.sidecar.build
-    possible = saturation.possible_of(build, _backend(one))
+    possible = saturation.possible(build, _backend(one))
     if not possible:
         return []
     infer = saturation.in_float(one.path, one.metadata)
     control = gate.answers(infer, data.images, one.metadata.gives)
     first = one.metadata.gives[0]
     error = distances(first, expected[first.name], control[first.name]).relative_error
-    if not error * CLEARLY < accuracy.relative_error:
-        return []
-    return [
-        f"{one.label}: relative error {accuracy.relative_error:.1e}, with its sums in float "
-        f"{error:.1e}: {possible}"
-    ]
+    words = saturation.cause(possible, accuracy.relative_error, error)
+    return [f"{one.label}: {words}"] if words else []
 
 
 def _ceilings(

@@ -164,6 +164,12 @@ def _build(
             needs = max(scratch(profile.maximum) for profile in planned.options.profiles)
             words = f"planned {len(planned.options.profiles)} profiles, about {needs / 1e6:.0f} MB"
             progress(f"{words} of scratch memory", time.monotonic() - started)
+    on_cpu = planned is None and route is None
+    lacking = (
+        saturation.lacks(backend) if on_cpu and backend and request.precision == "int8" else ""
+    )
+    if lacking:
+        progress(lacking, time.monotonic() - started)
     data = gate_data(metadata, request.gate_data, request.gate_images) if request.gate else None
     wanted = openvino.with_recipe(request, backend)
     made = make(source, wanted, rest, workspace, progress, counter, typed=not on_openvino)
@@ -217,7 +223,7 @@ def _build(
                 if on_openvino:
                     result = openvino.also_fixed(judge, result, staged, precision)
                 gated = _gated(made, planned is not None, where)
-                if planned is None:
+                if on_cpu:
                     runs_on = where or "onnxruntime/cpu"
                     cause = judge.because_of_the_cpu(result, staged, made.sums, runs_on)
             gate.enforce(result, target.name, cause, saturation.MEND if cause else "")
@@ -257,7 +263,7 @@ def _build(
             proof=rows,
             provider=route.provider.name if route else "",
             through=provided,
-            sums=made.sums if planned is None else (),
+            sums=made.sums if on_cpu else (),
             site=tested.site,
             selftest=tested.selftest,
         )

@@ -25,7 +25,7 @@ from rest_deploy.verbs.export import export
 from rest_deploy.verbs.ledger import Ledger, key_of
 from rest_deploy.verbs.make import Request
 from rest_deploy.verbs.progress import Counter, Progress, silent, uncounted
-from rest_deploy.verbs.trial import HOSTS, Candidates, candidates, first_built, read_trial
+from rest_deploy.verbs.trial import Candidates, candidates, first_built, read_trial, rivals
 from rest_deploy.verbs.verify import open_export
 from rest_deploy.verify import gate
 
@@ -163,7 +163,7 @@ def deploy(
     key = key_of(__version__, tools, cards, wanted, weights, labels)
     model = run.step("export", key, exported)
     able = Candidates((likely,))
-    if backend == "auto" and likely.backend in HOSTS:
+    if backend == "auto" and rivals(request, likely):
         able = _timed(model, request, likely, workspace, run, counter)
 
     def built(choice: Choice) -> Path:
@@ -204,7 +204,7 @@ def _timed(
     here = environment.examine()
     key = key_of(__version__, _versions(), here.likeness(), sha256_file(model), likely, request)
     known = read_trial(run.step("time the backends", key, timed, "one image, sketches"))
-    return candidates(source, request, likely, known=known) if known else Candidates((likely,))
+    return candidates(source, request, likely, run.progress, counter, known)
 
 
 def _built(

@@ -22,6 +22,7 @@ from rest_deploy.contracts import (
     Sums,
 )
 from rest_deploy.errors import RestDeployError, ShapeError
+from rest_deploy.proofs import may_saturate
 from rest_deploy.runtime import loading
 from rest_deploy.runtime.cuda import open_cuda
 from rest_deploy.runtime.session import Float32, Session
@@ -34,10 +35,6 @@ from rest_deploy.verify import gate
 
 ITSELF = "the engine itself, on the GPU here"
 """What the gate looked at."""
-
-
-CLEARLY = 1.5
-"""What the error in integers must be of that in float for the kernels to be the reason."""
 
 
 def _worst(result: GateResult) -> float:
@@ -104,17 +101,13 @@ class Judge:
     ) -> str:
         """The words, where `result` is worse than the sums of `graph` in float and this CPU can be
         the reason; else ""."""
-        possible = saturation.possible(sums, backend)
+        possible = may_saturate(sums, backend)
         if self.request.precision != "int8" or not possible:
             return ""
-        before = _worst(result)
         control = self.graph(graph, graph, saturation.in_float(graph, self.source.metadata))
-        if not control.passed or _worst(control) * CLEARLY > before:
+        if not control.passed:
             return ""
-        return (
-            f"the weights and the checkpoint are not the reason: with its sums in float the same "
-            f"file has {_worst(control):.2g} where it has {before:.2g}; {possible}"
-        )
+        return saturation.cause(possible, _worst(result), _worst(control))
 
     def engine(self, session: Session) -> GateResult:
         """On the GPU. Raises `ShapeError` when no profile holds images of the gate's size."""

@@ -7,14 +7,17 @@ its Q/DQ pairs rounding as before and its sums in float.
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from rest_deploy import machine
-from rest_deploy.contracts import Build, ModelMetadata, Sums
+from rest_deploy.contracts import Build, ModelMetadata
 from rest_deploy.engine.onnxruntime import OnnxRuntimeRunner
+from rest_deploy.proofs import may_saturate
 from rest_deploy.runtime.session import Session
 from rest_deploy.verify.gate import Infer
+
+CLEARLY = 1.5
+"""What an error must be of that with the sums in float for the kernels to be the reason."""
 
 MEND = (
     "exact_pairs = true in the recipe bounds its weights; products of activations stay float by "
@@ -22,31 +25,33 @@ MEND = (
 )
 
 
-def possible(sums: tuple[Sums, ...], backend: str) -> str:
-    """Why the 8-bit sums of an INT8 engine may be wrong on this machine, "" where they cannot.
-
-    sums: of its sidecar; none: of a file from before they were listed. backend: with or without
-    its provider, "openvino/cpu".
-    """
-    name, _, provider = backend.partition("/")
-    if name not in ("openvino", "onnxruntime") or provider not in ("", "cpu"):
+def lacks(backend: str) -> str:
+    """What this CPU has not for INT8, to be said before minutes of calibrating; "" for nothing."""
+    features = machine.features_for(backend)
+    if machine.adds_bytes_exactly(features):
         return ""
-    features = machine.features_for(name)
-    loose = Counter(found.role for found in sums if not found.exact)
-    if machine.adds_bytes_exactly(features) or (sums and not loose):
-        return ""
-    here = f"this CPU ({machine.instruction_set(features)}) saturates where 8-bit sums are large"
-    if not sums:
-        return f"{here}, and the file does not say which of its own are bounded"
-    roles = ", ".join(f"{role} in {count} blocks" for role, count in loose.items())
-    return f"{here}, and nothing bounds those of {roles}"
+    return (
+        f"this CPU has {machine.instruction_set(features)}: 8-bit sums gain little speed here, and "
+        "are right where the recipe bounds its weights"
+    )
 
 
-def possible_of(build: Build | None, backend: str) -> str:
-    """`possible` of a file by its sidecar."""
+def possible(build: Build | None, backend: str) -> str:
+    """`proofs.may_saturate` of a file by its sidecar."""
     if build is None or build.precision != "int8":
         return ""
-    return possible(build.sums, backend)
+    return may_saturate(build.sums, backend)
+
+
+def cause(possible: str, error: float, in_float: float) -> str:
+    """`possible` with its proof; "" where the control is not clearly better. Both are relative
+    errors on the same images."""
+    if not possible or not in_float * CLEARLY < error:  # NaN of the control proves nothing
+        return ""
+    return (
+        f"neither the checkpoint nor a layer is the reason: with its sums in float the same file "
+        f"has {in_float:.1e}, not {error:.1e}; {possible}"
+    )
 
 
 def in_float(path: Path, metadata: ModelMetadata) -> Infer:

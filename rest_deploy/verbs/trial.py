@@ -105,6 +105,17 @@ class Candidates:
     trial: Trial | None = None
 
 
+def rivals(request: Request, found: Choice) -> tuple[HostBackend, ...]:
+    """Whom to time beside `found`, itself among them; none where there is nothing to choose, and
+    nothing that float32 could be faster than."""
+    plain = request.precision in ("fp32", "int8") and request.rest in (None, "fp32")
+    if found.backend not in HOSTS or not plain:
+        return ()
+    skipped = dict(found.passed_over)
+    able = [name for name in HOSTS if name not in skipped and can_build(name, request.precision)]
+    return () if len(able) == 1 and request.precision == "fp32" else tuple(able)
+
+
 def candidates(
     source: Session,
     request: Request,
@@ -117,18 +128,14 @@ def candidates(
 
     Raises what `calibrate` raises for images that it cannot read.
     """
-    plain = request.precision in ("fp32", "int8") and request.rest in (None, "fp32")
-    if found.backend not in HOSTS or not plain:
-        return Candidates((found,))
-    skipped = dict(found.passed_over)
-    able = [name for name in HOSTS if name not in skipped and can_build(name, request.precision)]
-    if len(able) == 1 and request.precision == "fp32":
+    able = rivals(request, found)
+    if not able:
         return Candidates((found,))
     started = time.monotonic()
     tried = known or trial(source, request, able, counter)
     if known is None:
         progress(f"timed sketches at {tried.words()}", time.monotonic() - started)
-    order = tried.order(request.precision) or tuple(able)
+    order = tried.order(request.precision) or able
     times = {row.backend: row.ms for row in tried.ran if row.precision == request.precision}
     choices = []
     for name in order:
@@ -160,9 +167,9 @@ def first_built(
 
 
 def read_trial(file: Path) -> Trial | None:
-    """One that was written down; None for none that can be read."""
+    """One that was written down; None where it has to be made again."""
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Trial | None)
+        return msgspec.json.decode(file.read_bytes(), type=Trial)
     except (OSError, msgspec.DecodeError, UnicodeError):
         return None
 

@@ -95,14 +95,14 @@ def _cause(
     from rest_deploy.verbs import saturation
 
     build = session.sidecar.build if session.sidecar else None
-    possible = saturation.possible_of(build, session.runner.backend)
+    possible = saturation.possible(build, session.runner.backend)
     if not possible or all(result.passed for result in results):
         return ""
     control = compared(saturation.in_float(session.path, session.metadata))
     if not all(result.passed for result in control):
         return ""
-    worst = max(result.relative_error for result in control)
-    return f"with its sums in float the same file has {worst:.1e}: {possible}"
+    here, there = (max(one.relative_error for one in found) for found in (results, control))
+    return saturation.cause(possible, here, there)
 
 
 def _held(session: Session, cases: list[Case]) -> list[Case]:

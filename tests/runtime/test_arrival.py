@@ -254,6 +254,29 @@ def test_a_file_without_one_opens_as_before(
     assert (probed, default_cache(older).exists()) == ([], False)
 
 
+@pytest.mark.parametrize(
+    ("precision", "features", "told"),
+    [
+        ("int8", ("avx2",), True),
+        ("int8", ("avx512f", "avx512_vnni"), False),
+        ("fp32", ("avx2",), False),
+    ],
+)
+def test_of_an_int8_engine_without_one_the_cpu_is_doubted(
+    engine: Callable[[str], Path],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    features: tuple[str, ...],
+    told: bool,
+) -> None:
+    older = engine("onnxruntime")
+    rewritten(older, site=None, selftest=None, precision=precision)
+    monkeypatch.setattr(machine, "features_for", lambda *_a, **_k: features)
+    opened(older)
+    assert ("carries no self-test: this CPU (" in caplog.text) == told
+
+
 CHILD = """
 import sys
 from pathlib import Path

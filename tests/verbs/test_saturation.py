@@ -14,11 +14,11 @@ pytest.importorskip("openvino")
 from rest_deploy import machine, verbs
 from rest_deploy.contracts import GateCheck, GateResult, Sums
 from rest_deploy.errors import VerificationError
+from rest_deploy.proofs import may_saturate
 from rest_deploy.quant.recipe import load_recipe
 from rest_deploy.quant.sensitivity import to_toml
 from rest_deploy.report import quantization as text
 from rest_deploy.verbs import Images, Request, judge, saturation
-from rest_deploy.verbs.saturation import possible
 
 WITH, WITHOUT = ("avx2", "avx512f", "avx512_vnni"), ("avx2", "fma")
 BOUNDED = Sums(block="stem", role="stem", pair=128, exact=True)
@@ -32,7 +32,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("backend", ["openvino/cpu", "onnxruntime/cpu", "onnxruntime"])
 def test_what_nothing_bounds_may_saturate(plain: None, backend: str) -> None:
-    words = possible((BOUNDED, LOOSE, LOOSE), backend)
+    words = may_saturate((BOUNDED, LOOSE, LOOSE), backend)
     assert words == (
         "this CPU (AVX2 without VNNI) saturates where 8-bit sums are large, and nothing bounds "
         "those of scores in 2 blocks"
@@ -40,25 +40,25 @@ def test_what_nothing_bounds_may_saturate(plain: None, backend: str) -> None:
 
 
 def test_an_older_file_says_nothing_of_its_sums(plain: None) -> None:
-    assert "does not say" in possible((), "onnxruntime/cpu")
+    assert "does not say" in may_saturate((), "onnxruntime/cpu")
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime/cuda", "tensorrt/cuda:0", "tensorrt-rtx/cuda:0"])
 def test_a_gpu_adds_exactly(plain: None, backend: str) -> None:
-    assert possible((LOOSE,), backend) == ""
+    assert may_saturate((LOOSE,), backend) == ""
 
 
 def test_what_is_bounded_cannot_saturate(plain: None) -> None:
-    assert possible((BOUNDED,), "openvino/cpu") == ""
+    assert may_saturate((BOUNDED,), "openvino/cpu") == ""
 
 
 def test_units_for_bytes_add_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "features_for", lambda _backend: WITH)
-    assert possible((LOOSE,), "openvino/cpu") == ""
+    assert may_saturate((LOOSE,), "openvino/cpu") == ""
 
 
 def test_only_int8_has_8_bit_sums(plain: None, trained_nano: Path) -> None:
-    assert saturation.possible_of(None, "openvino/cpu") == ""
+    assert saturation.possible(None, "openvino/cpu") == ""
 
 
 # --- the control ----------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def test_a_recipe_without_bounds_is_refused_for_the_cpu(workspace: Path, tmp_pat
         return
     with pytest.raises(VerificationError) as caught:
         verbs.build_engine(None, wanted, workspace=workspace, backend="openvino")
-    assert "the weights and the checkpoint are not the reason" in caught.value.message
+    assert "neither the checkpoint nor a layer is the reason" in caught.value.message
     assert "this CPU (" in caught.value.message
     assert "stem in" in caught.value.message
     assert (caught.value.hint or "").startswith("exact_pairs = true in the recipe")
@@ -109,7 +109,13 @@ def result(error: float) -> GateResult:
 
 @pytest.mark.parametrize(
     ("control", "found", "blamed"),
-    [(0.01, 0.3, True), (0.01, 0.02, True), (0.01, 0.012, False), (0.2, 0.3, False)],
+    [
+        (0.01, 0.3, True),
+        (0.01, 0.02, True),
+        (0.01, 0.012, False),
+        (0.2, 0.3, False),
+        (float("nan"), 0.3, False),
+    ],
 )
 def test_only_a_control_that_is_better_and_passes_blames_the_cpu(
     plain: None, control: float, found: float, blamed: bool, monkeypatch: pytest.MonkeyPatch

@@ -30,8 +30,8 @@ constexpr const char* kUsage =
     "  --fixed              compile for full batches and for single images of the card's size too\n"
     "  --device N           number of the GPU, for an .engine (0)\n"
     "  --no-selftest        do not ask whether the engine answers here as where it was built\n"
-    "exit codes: 0 done, 2 wrong command line, 3 bad model, 4 something is missing here,\n"
-    "            5 the address cannot be listened on\n";
+    "exit codes: 0 done, 1 self-test failed, 2 wrong command line, 3 bad model,\n"
+    "            4 something is missing here, 5 the address cannot be listened on\n";
 
 constexpr int kOutputExit = 5;
 
