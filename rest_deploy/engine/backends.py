@@ -97,7 +97,7 @@ OPENVINO_OTHERS = " on a CPU (FP16 it makes BF16 without a word, FP8 float32)"
 BACKENDS: tuple[Backend, ...] = (
     Backend("tensorrt", ALL, _tensorrt, _no_cuda_package),
     Backend("tensorrt-rtx", ALL, _rtx, _no_rtx_gpu),
-    # Before ONNX Runtime: its INT8 engines are faster on the same CPU (docs/openvino.md).
+    # Before ONNX Runtime where the two are not timed on the model (verbs/trial.py).
     Backend("openvino", frozenset({"fp32", "bf16", "int8"}), _openvino, others=OPENVINO_OTHERS),
     # Its CPU provider has no BF16 kernels; FP16 and FP8 run, without a gain in speed.
     Backend("onnxruntime", frozenset({"fp32", "fp16", "int8", "fp8"}), _onnxruntime),
