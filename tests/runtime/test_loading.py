@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -168,7 +169,8 @@ def test_session(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "examine", lambda _: HERE)
     touched: list[str] = []
     monkeypatch.setattr(runtime, "open_cuda", lambda *_: touched.append("gpu"))
-    monkeypatch.setattr(runtime, "TensorRtRunner", lambda *_: None)
+    runner = SimpleNamespace(backend="tensorrt-rtx")
+    monkeypatch.setattr(runtime, "TensorRtRunner", lambda *_: runner)
     assert Session.open(engine).sidecar is not None
     assert touched == ["gpu"]
     engine.write_bytes(b"x")
