@@ -43,12 +43,16 @@ LEVEL = 1.03
 
 Built = TypeVar("Built")
 
-SECONDS = 1.0
+SECONDS = 2.0
 """Of each engine, at most."""
+
+INSTANCES = 4
+"""Two sessions of one file differ by percents, by where their memory lies: so many of each."""
 
 
 class Timed(Struct, frozen=True):
-    """An engine of the trial. ms: for one image, median of its runs; failed: why it has none."""
+    """An engine of the trial. ms: for one image, median of the first one's runs times the ratio of
+    this one's rounds to its; failed: why it has none."""
 
     backend: HostBackend
     precision: Precision
@@ -193,6 +197,7 @@ def trial(
         points=(point,),
         limits=Limits(max_seconds=SECONDS, min_seconds=SECONDS / 2),
         warmup_seconds=SECONDS / 4,
+        instances=INSTANCES,
         images=pixel_noise(source.metadata.card.preprocessing) if pixels else noise_images,
     )
     wanted = [(request.precision, backend) for backend in backends]
@@ -207,14 +212,18 @@ def trial(
             path = _sketch(source, replace(request, precision=precision), backend, Path(folder))
             entries[label] = (backend, precision)
             subjects.append(Subject(label, _opener(source, path, backend, side)))
-        found = measure.compare(subjects, plan, counter).engines
+        found = measure.compare(subjects, plan, counter)
+    times = {one.label: one.measurements[0].host.median for one in found.engines
+             if one.measurements}  # fmt: skip
+    # Medians drift with the machine, ratios within rounds do not.
+    times |= {ratio.other: times[ratio.base] / ratio.ratio for ratio in found.ratios}
     rows = [
         Timed(
             *entries[one.label],
-            ms=one.measurements[0].host.median if one.measurements else 0.0,
+            ms=times.get(one.label, 0.0),
             failed=one.failed or "; ".join(one.skipped),
         )
-        for one in found
+        for one in found.engines
     ]
     on = machine.instruction_set(machine.features_for(backends[0]))
     rows.sort(key=lambda row: (bool(row.failed), row.ms))

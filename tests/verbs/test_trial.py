@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from rest_deploy.artifact import to_json
 from rest_deploy.contracts import HostBackend, Precision
 from rest_deploy.engine.backends import Choice, choose
+from rest_deploy.engine.onnxruntime import OnnxRuntimeRunner
 from rest_deploy.errors import InputError, VerificationError, installed
 from rest_deploy.runtime.session import Session
 from rest_deploy.verbs import trial as module
@@ -27,6 +30,9 @@ from rest_deploy.verbs.trial import (
     read_trial,
     trial,
 )
+
+Feeds = Mapping[str, npt.NDArray[np.generic]]
+Answers = dict[str, npt.NDArray[np.generic]]
 
 needs_both = pytest.mark.skipif(
     not (installed("openvino") and installed("onnxruntime")), reason="needs both CPU backends"
@@ -212,7 +218,25 @@ def test_an_engine_that_cannot_be_opened_has_a_row_with_its_reason(
             raise InputError(f"no kernel for {path.suffix}")
 
     monkeypatch.setattr(module, "OpenVinoRunner", Broken)
-    found = trial(Session.open(trained_nano), replace(INT8, precision="fp32"), ("onnxruntime",))
-    assert [(row.backend, row.failed) for row in found.rows] == [
-        ("onnxruntime", ""), ("openvino", "no kernel for .onnx")
-    ]  # fmt: skip
+    first: HostBackend
+    for first in ("onnxruntime", "openvino"):  # and the one that others are compared with
+        found = trial(Session.open(trained_nano), replace(INT8, precision="fp32"), (first,))
+        assert [(row.backend, row.failed) for row in found.rows] == [
+            ("onnxruntime", ""), ("openvino", "no kernel for .onnx")
+        ]  # fmt: skip
+        assert found.rows[0].ms > 0
+
+
+@needs_both
+def test_what_takes_longer_is_found_to(trained_nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(OnnxRuntimeRunner):
+        def infer(self, feeds: Feeds) -> Answers:
+            super().infer(feeds)
+            super().infer(feeds)
+            return super().infer(feeds)
+
+    monkeypatch.setattr(module, "OnnxRuntimeRunner", Slow)
+    found = trial(
+        Session.open(trained_nano), replace(INT8, precision="fp32"), ("onnxruntime", "openvino")
+    )
+    assert found.order("fp32") == ("openvino", "onnxruntime")
