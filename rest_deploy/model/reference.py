@@ -22,12 +22,19 @@ class Reference:
     """A frozen copy of `module`; call it with arrays.
 
     outputs: what it gives, as the graph that is compared with it; none: what `module` itself does.
+    channels_last: the memory layout of the images, which changes how PyTorch rounds.
     """
 
     def __init__(
-        self, module: Backbone, precision: Precision = "float64", outputs: Sequence[Output] = ()
+        self,
+        module: Backbone,
+        precision: Precision = "float64",
+        outputs: Sequence[Output] = (),
+        *,
+        channels_last: bool = False,
     ) -> None:
         self.precision = precision
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._dtype = {"float64": torch.float64, "float32": torch.float32}[precision]
         copied = copy.deepcopy(module).eval().to(self._dtype)
         if precision == "float64":
@@ -43,7 +50,8 @@ class Reference:
     def all(self, images: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float64]]:
         """The same images -> every output by name."""
         with torch.inference_mode():
-            found = self._module(torch.from_numpy(images).to(self._dtype))
+            batch = torch.from_numpy(images).to(self._dtype, memory_format=self._layout)
+            found = self._module(batch)
         tensors = found if isinstance(found, tuple) else (found,)
         return {
             name: tensor.to(torch.float64).numpy()

@@ -246,11 +246,11 @@ def _stored(results: tuple[CaseResult, ...]) -> Parity:
 
 
 def _prove(
-    staged: Path, metadata: ModelMetadata, reference: Reference, float32: Infer
+    staged: Path, metadata: ModelMetadata, reference: Reference, float32: Sequence[Infer]
 ) -> tuple[tuple[CaseResult, ...], tuple[str, ...]]:
     """Parity of a staged file. Returns the results and warnings; raises `VerificationError`.
 
-    float32: PyTorch's own answer, for weights with which float32 cannot keep the card's bound.
+    float32: PyTorch's own answers, for weights with which float32 cannot keep the card's bound.
     """
     from rest_deploy.runtime.session import Session
 

@@ -15,8 +15,8 @@ from rest_deploy.errors import CheckpointError, InputError, installed
 from rest_deploy.preprocess import to_tensor
 from rest_deploy.quant.dataset import open_set
 from rest_deploy.runtime.session import Session
-from rest_deploy.verify import gate, metrics
-from rest_deploy.verify.parity import in_float32, load_reference
+from rest_deploy.verify import gate
+from rest_deploy.verify.parity import in_float32, load_reference, own_errors
 
 GATE_IMAGES = 128
 GATE_SEED = 1000
@@ -107,8 +107,9 @@ def float32_errors(
             if checkpoint is not None:
                 raise
         else:
-            own = gate.answers(in_float32(module, outputs), images, outputs)
-            return {name: metrics.relative_error(exact[name], own[name]) for name in own}
+            return own_errors(
+                (exact, gate.answers(way, images, outputs)) for way in in_float32(module, outputs)
+            )
     proven = source.sidecar.parity if source.sidecar else None
     error = None if proven is None else proven.float32_error
     return {output.name: error or 0.0 for output in outputs}

@@ -71,7 +71,7 @@ def verify(
     def compared(infer: Infer) -> tuple[CaseResult, ...]:
         return compare(
             infer, exact.all, metadata.gives, cases, images_for(metadata, make), _bound(session),
-            own if reference == "float64" and _precision(session) == "fp32" else None,
+            own if reference == "float64" and _precision(session) == "fp32" else (),
         )  # fmt: skip
 
     results = compared(session.run_normalized)

@@ -21,6 +21,12 @@ def relative_error(reference: Array, actual: Array) -> float:
     return float(difference / np.linalg.norm(reference))
 
 
+def worst_image_error(reference: Array, actual: Array) -> float:
+    """`relative_error` of the image where it is the largest; NaN where a reference is all zero."""
+    errors = [relative_error(one, other) for one, other in zip(reference, actual, strict=True)]
+    return float(np.max(errors))
+
+
 def max_abs_error(reference: Array, actual: Array) -> float:
     """Largest absolute difference of one number."""
     if not np.isfinite(actual).all():

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
-Infer = Callable[[Float32], Mapping[str, npt.NDArray[np.floating]]]
-"""Normalized images (N, 3, H, W) -> every output by name."""
+Answers = Mapping[str, npt.NDArray[np.floating]]
+"""Every output of a batch, by name."""
+
+Infer = Callable[[Float32], Answers]
+"""Normalized images (N, 3, H, W) -> their answers."""
 
 SIZES = ((224, 224), (192, 256), (200, 225), (97, 131), (448, 448))
 """Default (height, width): the training size, non-square, odd, prime, large."""
@@ -53,8 +56,8 @@ class Case(Struct, frozen=True):
 class CaseResult(Struct, frozen=True):
     """Distances of one output for one input shape; see `metrics`. `bound` is what `relative_error`
     is held against, the same for every kind of output: `card_bound`, or `float32_error` where that
-    is larger, see `allowed`. float32_error: PyTorch's own in float32, of the same images; None
-    where nothing asked for it. kl and agreement: of logits and probabilities only."""
+    is larger, see `allowed`. float32_error: PyTorch's own, see `own_errors`; None where
+    nothing asked for it. kl and agreement: of logits and probabilities only."""
 
     case: Case
     relative_error: float
@@ -109,50 +112,77 @@ def allowed(card_bound: float, float32_error: float | None) -> float:
     return max(card_bound, float32_error)
 
 
-def in_float32(module: Backbone, outputs: Sequence[Output]) -> Infer:
-    """PyTorch's own answer in float32. The module is copied at the first call: most never come."""
+def in_float32(module: Backbone, outputs: Sequence[Output]) -> tuple[Infer, ...]:
+    """PyTorch's own answers in float32, one a memory layout: which one runs is the user's choice,
+    and where the weights are ill-conditioned their errors differ. The module is copied at the first
+    call: most never come."""
 
     @functools.cache
-    def reference() -> Infer:
+    def reference(channels_last: bool) -> Infer:
         from rest_deploy.model.reference import Reference
 
-        return Reference(module, "float32", outputs).all
+        return Reference(module, "float32", outputs, channels_last=channels_last).all
 
-    return lambda images: reference()(images)
+    return lambda images: reference(False)(images), lambda images: reference(True)(images)
+
+
+def own_errors(pairs: Iterable[tuple[Answers, Answers]]) -> dict[str, float]:
+    """PyTorch's own error in float32, by output: the worst image's. NaN stays NaN.
+
+    pairs: a batch in float64, and the same in float32; a batch may come once a layout.
+
+    The worst, since rounding is one draw of many. With golden weights one image's error is twice
+    the next one's, and one layout's half as much again as the other's on the same image: of two
+    computations equally good, each exceeds a single draw of the other every second time.
+    """
+    worst: dict[str, float] = {}
+    for exact, own in pairs:
+        for name in exact:
+            found = metrics.worst_image_error(exact[name], own[name])
+            worst[name] = float(np.maximum(worst.get(name, 0.0), found))
+    return worst
 
 
 def compare(
     infer: Infer,
     reference: Infer,
     outputs: Sequence[Output],
-    cases: Iterable[Case],
+    cases: Sequence[Case],
     images: Callable[[Case], Float32],
     limit: float,
-    float32: Infer | None = None,
+    float32: Sequence[Infer] = (),
 ) -> tuple[CaseResult, ...]:
     """Run both on the same inputs, and hold each of `outputs` against the other's.
 
     `images` makes the batch of a case, (N, 3, H, W) float32, normalized. limit: the card's bound.
-    float32: PyTorch's own answer, see `allowed`; run only on the cases that exceed `limit`, since
-    elsewhere it could not change the verdict. None: `limit` alone counts.
+    float32: PyTorch's own answers, see `allowed`; run, on all cases, only where one exceeds
+    `limit`, since else it could not change a verdict. None of them: `limit` alone counts.
     """
     results: list[CaseResult] = []
+    exact: list[Answers] = []
     for case in cases:
         batch = images(case)
         expected, actual = reference(batch), infer(batch)
-        found = [
+        results += [
             _compared(case, output, expected[output.name], actual[output.name], limit)
             for output in outputs
         ]
-        if float32 is not None and not all(result.passed for result in found):
-            own = float32(batch)
-            errors = [metrics.relative_error(expected[o.name], own[o.name]) for o in outputs]
-            found = [
-                msgspec.structs.replace(result, float32_error=error, bound=allowed(limit, error))
-                for result, error in zip(found, errors, strict=True)
-            ]
-        results += found
-    return tuple(results)
+        exact.append({output.name: expected[output.name] for output in outputs})
+    if not float32 or all(result.passed for result in results):
+        return tuple(results)
+    own = own_errors(
+        (expected, way(images(case)))
+        for case, expected in zip(cases, exact, strict=True)
+        for way in float32
+    )
+    return tuple(
+        msgspec.structs.replace(
+            result,
+            float32_error=own[result.output],
+            bound=allowed(limit, own[result.output]),
+        )
+        for result in results
+    )
 
 
 def _compared(

@@ -91,14 +91,11 @@ def test_small_equals_the_official_outputs(small: ExportReport) -> None:
 
 
 def test_both_bounds_are_told_and_stored(small: ExportReport) -> None:
-    """At 97x131 the card's bound is exceeded, by PyTorch in float32 as well."""
-    raised = [result for result in small.parity if result.float32_error is not None]
-    assert [str(result.case) for result in raised] == ["3x3x97x131"]
+    """The card's bound is exceeded, by PyTorch in float32 as well."""
     for result in small.parity:
         assert result.card_bound == small.metadata.card.parity.relative_error == 1e-5
-        expected = result.float32_error if result in raised else result.card_bound
-        assert result.bound == expected
-    (worst,) = raised
+        assert result.bound == result.float32_error
+    worst = max(small.parity, key=lambda result: result.relative_error)
     assert 1e-5 < worst.relative_error <= worst.bound < 1e-4
     sidecar = read_sidecar(Path(small.path))
     assert sidecar is not None

@@ -23,6 +23,7 @@ from rest_deploy.verify.parity import (
     bound,
     compare,
     load_reference,
+    own_errors,
     synthetic_images,
 )
 
@@ -146,11 +147,37 @@ def test_an_engine_may_be_as_far_off_as_float32(
     def off(by: float) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         return lambda images: {"logits": np.full((len(images), 4), 1 + by, np.float64)}
 
-    (result,) = compare(off(engine), off(0), LOGITS, [case], synthetic_images, 1e-5, off(float32))
+    (result,) = compare(off(engine), off(0), LOGITS, [case], synthetic_images, 1e-5, [off(float32)])
     assert result.passed is passed
     assert result.bound == pytest.approx(bound)
     assert result.card_bound == 1e-5
     assert result.float32_error == pytest.approx(float32)
+
+
+def test_the_worst_image_of_all_cases_and_layouts_counts() -> None:
+    """Rounding is one draw of many: the others say how far float32 may be off."""
+    cases = [Case(batch=1, height=32, width=32), Case(batch=3, height=32, width=32)]
+
+    def off(*by: float) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+        """By so much for each image of the larger batch; the single one is exact."""
+        errors = {3: by, 1: (0.0,)}
+        return lambda images: {
+            "logits": np.ones((len(images), 4)) + np.c_[list(errors[len(images)])]
+        }
+
+    found = compare(
+        lambda images: {"logits": np.full((len(images), 4), 1 + 4e-5)}, off(0, 0, 0), LOGITS, cases,
+        synthetic_images, 1e-5, [off(1e-5, 2e-5, 1e-5), off(0, 0, 5e-5)],
+    )  # fmt: skip
+    assert [result.float32_error for result in found] == [pytest.approx(5e-5)] * 2
+    assert all(result.passed for result in found)
+
+
+def test_float32_that_is_not_a_number_stays_so() -> None:
+    one, none = {"logits": np.ones((2, 4))}, {"logits": np.zeros((2, 4))}
+    with np.errstate(invalid="ignore"):
+        found = own_errors([(none, none), (one, one)])
+    assert np.isnan(found["logits"])
 
 
 def test_float32_is_asked_only_where_it_counts() -> None:
@@ -158,7 +185,7 @@ def test_float32_is_asked_only_where_it_counts() -> None:
         raise AssertionError("run for a case that keeps the card's bound")
 
     case = Case(batch=2, height=32, width=32)
-    (result,) = compare(filled(4, 1), filled(4, 1), LOGITS, [case], synthetic_images, 1e-5, never)
+    (result,) = compare(filled(4, 1), filled(4, 1), LOGITS, [case], synthetic_images, 1e-5, [never])
     assert result.passed
     assert result.float32_error is None
 
