@@ -30,9 +30,13 @@ lint: setup
 here: setup
 	@$(BIN)/python -m tests.here
 
-test: here lint
-	$(BIN)/pytest
+# Two workers: most of a test is one thread. WORKERS=0 runs all in this process, for a debugger.
+WORKERS ?= 2
 
+test: here lint
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+# One by one: they are long, use all cores, and some measure.
 test-slow: here
 	$(BIN)/pytest -m slow
 

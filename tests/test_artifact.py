@@ -10,7 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -173,9 +173,13 @@ class TestStaging:
         with staging(tmp_path):
             assert not leftover.exists()
 
-    @pytest.mark.parametrize("pid", [os.getpid(), os.getppid(), 1])
-    def test_folder_of_a_live_process_is_not_swept(self, tmp_path: Path, pid: int) -> None:
-        theirs = tmp_path / f"{TEMPORARY_PREFIX}{pid}@{platform.node()}-abc"
+    @pytest.mark.parametrize(
+        "pid", [os.getpid, os.getppid, lambda: 1], ids=["own", "parent", "init"]
+    )
+    def test_folder_of_a_live_process_is_not_swept(
+        self, tmp_path: Path, pid: Callable[[], int]
+    ) -> None:
+        theirs = tmp_path / f"{TEMPORARY_PREFIX}{pid()}@{platform.node()}-abc"
         theirs.mkdir()
         with staging(tmp_path):
             pass
